@@ -1,0 +1,1 @@
+"""What DICOM, DICOMweb and HL7 say: pure Python, no Django, no I/O policy."""

@@ -1,0 +1,21 @@
+"""The two kinds of failure in Regis, and the stable code every boundary maps once."""
+
+
+class RegisError(Exception):
+    """A failure with a stable, kebab-case ``code`` and a sentence for a person.
+
+    Boundaries map it once: DIMSE status, HL7 ACK code, problem+json, Celery retry.
+    """
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        super().__init__(f"{code}: {detail}" if detail else code)
+        self.code = code
+        self.detail = detail
+
+
+class TransientError(RegisError):
+    """Trying the same thing again later may succeed (link down, disk full, lock held)."""
+
+
+class PermanentError(RegisError):
+    """Trying again cannot help: a person must act or the sender must change what it sends."""
