@@ -1,0 +1,101 @@
+"""What the gateway needs of the node it lives in; ``pacs_node`` implements these."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, Protocol
+
+from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
+
+
+class NodeFacts(Protocol):
+    """What the gateway must know of its node; ``settings.CONFIG`` of the node's Django project has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Literal["archive", "clinic", "gateway"]: ...
+    @property
+    def ae_title(self) -> str: ...
+    @property
+    def data_dir(self) -> Path: ...
+    @property
+    def tls_ca(self) -> Path | None: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def peer_url(self) -> str: ...
+    @property
+    def dicom_host(self) -> str: ...
+    @property
+    def dicom_port(self) -> int: ...
+    @property
+    def event_retention_days(self) -> int: ...
+    @property
+    def network_timeout_seconds(self) -> float: ...
+
+
+class StoredSeries(Protocol):
+    """A series as the index holds it now."""
+
+    @property
+    def patient(self) -> PatientIdentity: ...
+    @property
+    def study(self) -> StudyDescription: ...
+    @property
+    def series(self) -> SeriesDescription: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def root_hash(self) -> str: ...
+
+
+class HeldInstance(NamedTuple):
+    """An instance whose file this node holds, as far as the ledger needs it."""
+
+    instance_key: int
+    series_key: int
+    study_instance_uid: str
+    sop_instance_uid: str
+    dataset_sha256: str
+
+
+class InstanceStore(Protocol):
+    """Storage and index of the node, as seen by the gateway. Registered once in ``AppConfig.ready()``."""
+
+    def describe_series(self, series_key: int) -> StoredSeries | None:
+        """The series of surrogate key ``series_key`` with all it holds now, or None when the index lost it.
+
+        A series of which every instance was released is still described, with a count of 0.
+        """
+
+    def describe_instances(self, instance_keys: Iterable[int]) -> list[InstanceDescription]:
+        """Descriptions, in the order of the keys; keys that are gone are left out."""
+
+    def instances_after(self, instance_key: int, limit: int) -> list[HeldInstance]:
+        """Up to ``limit`` instances held (not released) with a key above ``instance_key``, in rising key order."""
+
+    def open(self, instance_key: int) -> BinaryIO:
+        """The stored Part 10 file. Raises PermanentError("instance-gone")."""
+
+    def ensure_frames_digest(self, instance_key: int) -> str | None:
+        """The canonical frames digest, computed and kept on first call; None where it does not apply."""
+
+    def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str) -> tuple[int, str]:
+        """Take one Part 10 file in: durable, indexed, exactly once. Reads ``stream`` to its end (``read`` gives b"").
+
+        Returns ``(instance_key, outcome)``, outcome being ``stored``, ``duplicate`` or ``conflict``.
+        Raises PermanentError for what can never be stored, TransientError for a full disk ("storage-full") or a busy
+        database. What ``stream.read`` raises passes through, and nothing is kept then.
+        """
+
+    def release(self, instance_keys: Iterable[int]) -> None:
+        """Let go of the files of these instances (zero retention); journalled, the index keeps that they were here.
+
+        Calling it again for a released instance changes nothing.
+        """
+
+    def instance_keys_of_study(self, study_instance_uid: str) -> list[int]:
+        """All instances held of a study."""
+
+    def held(self) -> tuple[int, int]:
+        """``(instances stored, free bytes on the storage)``."""

@@ -1,0 +1,1 @@
+"""The people and devices of the site around a node: AE registry, cached worklist, roster, local pages."""

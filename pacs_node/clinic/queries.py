@@ -1,0 +1,183 @@
+"""What the node's pages show. Staff of the site see all that this node holds."""
+
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.contrib.auth.models import User
+from django.db import Error as DatabaseError
+from django.db import connection
+from django.db.models import Count, Max, Min, Prefetch, Q, QuerySet
+
+from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry
+from pacs_node.config import config
+from pacs_node.study_index.models import Instance, Series, Study
+from standards.person_names import fold, latin_key
+
+_DAY_FIRST = re.compile(r"(\d{1,2})[./](\d{1,2})[./](\d{4})")
+_YEAR_FIRST = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})")
+HELD = Q(is_variant=False, released_at__isnull=True)
+
+
+def visible_to(user: User) -> QuerySet[Study]:
+    """Studies that this person may see: all for the staff of the site, none for anyone else."""
+    return Study.objects.all() if user.is_authenticated and user.is_active else Study.objects.none()
+
+
+def _birth_date(word: str) -> str:
+    if match := _DAY_FIRST.fullmatch(word):
+        return f"{match[3]}{int(match[2]):02}{int(match[1]):02}"
+    if match := _YEAR_FIRST.fullmatch(word):
+        return "".join(match.groups())
+    return ""
+
+
+def find_studies(user: User, text: str) -> QuerySet[Study]:
+    """Studies whose patient fits every word of ``text``: a part of the name in either script, of an id, a birth date."""
+    studies = visible_to(user)
+    for word in text.split():
+        fits = Q(patient_id__icontains=word) | Q(accession_number__icontains=word)
+        if folded := fold(word):
+            fits |= Q(patient_name_fold__contains=folded)
+        if latin := latin_key(word):
+            fits |= Q(patient_name_latin__contains=latin)
+        if date := _birth_date(word):
+            fits |= Q(patient_birth_date=date) | Q(study_date=date)
+        studies = studies.filter(fits)
+    held = Series.objects.annotate(held=Count("instances", filter=Q(**_prefixed("instances"))))
+    return studies.order_by("-study_date", "-study_time", "-pk").prefetch_related(
+        Prefetch("series", queryset=held.order_by("series_number", "pk"), to_attr="listed_series")
+    )
+
+
+def _prefixed(relation: str) -> dict[str, object]:
+    return {f"{relation}__is_variant": False, f"{relation}__released_at__isnull": True}
+
+
+@dataclass(frozen=True)
+class DestinationProgress:
+    """How far the mirror to one destination is."""
+
+    destination: str
+    total: int
+    receipted: int
+    failed: int
+    oldest_waiting: datetime | None
+    last_error: str
+
+    @property
+    def percent(self) -> int:
+        """Receipted, in whole percent, 100 only when all are."""
+        return self.receipted * 100 // self.total if self.total else 100
+
+
+def delivery_progress() -> list[DestinationProgress]:
+    """The ledger by destination."""
+    status = Delivery.Status
+    rows = (
+        Delivery.objects.values("destination")
+        .annotate(
+            total=Count("pk"),
+            receipted=Count("pk", filter=Q(status=status.RECEIPTED)),
+            failed=Count("pk", filter=Q(status=status.FAILED)),
+            oldest_waiting=Min("created_at", filter=~Q(status=status.RECEIPTED)),
+            last_error=Max("last_error", filter=~Q(status=status.RECEIPTED)),
+        )
+        .order_by("destination")
+    )
+    return [DestinationProgress(**{**row, "last_error": row["last_error"] or ""}) for row in rows]
+
+
+def deliveries_of(studies: Iterable[Study]) -> dict[str, tuple[int, int]]:
+    """``(receipted, total)`` by Study Instance UID for these studies, over all destinations."""
+    rows = (
+        Delivery.objects.filter(study_instance_uid__in=[study.study_instance_uid for study in studies])
+        .values("study_instance_uid")
+        .annotate(total=Count("pk"), receipted=Count("pk", filter=Q(status=Delivery.Status.RECEIPTED)))
+    )
+    return {row["study_instance_uid"]: (row["receipted"], row["total"]) for row in rows}
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What the status page and the metrics say. Sizes in bytes."""
+
+    joined: JoinState | None
+    events_waiting: int
+    deliveries: list[DestinationProgress]
+    studies: int
+    instances: int
+    variants: int
+    disk_total: int
+    disk_free: int
+    low_space: bool
+
+    @property
+    def disk_used_percent(self) -> int:
+        """Of the file system that instances lie on."""
+        return (self.disk_total - self.disk_free) * 100 // self.disk_total if self.disk_total else 0
+
+
+def node_state() -> NodeState:
+    """The state of this node now."""
+    joined = JoinState.objects.first()
+    events = OutboxEntry.objects.count()
+    if joined is not None:
+        events += NumberedEvent.objects.filter(epoch=joined.epoch, seq__gt=joined.acknowledged_seq).count()
+    root = config().storage_root
+    root.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(root)
+    return NodeState(
+        joined=joined,
+        events_waiting=events,
+        deliveries=delivery_progress(),
+        studies=Study.objects.count(),
+        instances=Instance.objects.filter(HELD).count(),
+        variants=Instance.objects.filter(is_variant=True).count(),
+        disk_total=disk.total,
+        disk_free=disk.free,
+        low_space=disk.free < config().low_space_bytes,
+    )
+
+
+def health() -> dict[str, str]:
+    """Each part of the node and ``ok`` or what is wrong with it: database, storage, DICOM port."""
+    return {"database": _database_health(), "storage": _storage_health(), "dicom": _dicom_health()}
+
+
+def _database_health() -> str:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError as error:
+        return f"does not answer: {type(error).__name__}"
+    return "ok"
+
+
+def _storage_health() -> str:
+    root = config().storage_root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as file:
+            file.write(b"regis")
+            file.flush()
+    except OSError as error:
+        return f"cannot be written: {os.strerror(error.errno or 0)}"
+    if shutil.disk_usage(root).free < config().low_space_bytes:
+        return "is nearly full: new images are refused"
+    return "ok"
+
+
+def _dicom_health() -> str:
+    if not config().dicom_port:
+        return "ok"
+    try:
+        socket.create_connection((config().dicom_host, config().dicom_port), timeout=2).close()
+    except OSError as error:
+        return f"does not listen: {os.strerror(error.errno or 0)}"
+    return "ok"

@@ -1,0 +1,1 @@
+"""QIDO-RS, WADO-RS and STOW-RS at /dicom-web/, and the viewer at /viewer/."""

@@ -1,0 +1,1 @@
+"""The DICOM port of a node: verification, storage, query/retrieve, worklist."""

@@ -1,0 +1,197 @@
+"""Instances on a filesystem, written so that what was answered is still there after a power cut."""
+
+import errno
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import structlog
+
+from pacs_node.config import config
+from pacs_node.storage.layout import JOURNAL, STUDIES, study_key
+from standards.errors import PermanentError, TransientError
+
+log = structlog.get_logger(__name__)
+
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FilesystemStorage:
+    """Storage in the folder ``root``; refuses new instances when less than ``low_space_bytes`` would be left."""
+
+    def __init__(self, root: Path, *, low_space_bytes: int = 0) -> None:
+        self.root = root.absolute()
+        self.low_space_bytes = low_space_bytes
+        self._incoming = self.root / "incoming"
+        self._durable: set[Path] = set()
+        self._journal_locks = [threading.Lock() for _ in range(64)]
+        self._make_durable(self._incoming)
+
+    def new_incoming(self) -> Path:
+        """A fresh path on the storage's own filesystem. Raises: TransientError("storage-full")."""
+        self.check_space()
+        return self._incoming / f"{os.getpid()}-{uuid.uuid4().hex}.dcm"
+
+    def check_space(self) -> None:
+        """Raises: TransientError("storage-full") below the watermark."""
+        free = self.free_bytes()
+        if free < self.low_space_bytes:
+            raise TransientError("storage-full", f"only {free // 1_000_000} MB are free on the storage")
+
+    def place(self, incoming: Path, key: str) -> bool:
+        """Move the file to ``key``, durably with all its parents; False when the key is taken (the file stays)."""
+        target = self.root / key
+        try:
+            fsync_path(incoming)
+            self._make_durable(target.parent)
+            try:
+                os.link(incoming, target)  # unlike a rename, a link never replaces what is there
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # the folder was removed behind our back (last instance released)
+                self._durable.clear()
+                self._make_durable(target.parent)
+                os.link(incoming, target)
+            fsync_path(target.parent)
+        except OSError as error:
+            raise self._translated(error) from error
+        incoming.unlink(missing_ok=True)
+        return True
+
+    def open(self, key: str) -> BinaryIO:
+        """The file at ``key``. Raises: PermanentError("instance-gone")."""
+        try:
+            return (self.root / key).open("rb")
+        except FileNotFoundError:
+            raise PermanentError("instance-gone", f"{key} is not on the storage") from None
+
+    def local_path(self, key: str) -> Path:
+        """The file at ``key`` as a path of this machine. Raises: PermanentError("instance-gone")."""
+        path = self.root / key
+        if not path.is_file():
+            raise PermanentError("instance-gone", f"{key} is not on the storage")
+        return path
+
+    def exists(self, key: str) -> bool:
+        """Whether a file lies at ``key``."""
+        return (self.root / key).is_file()
+
+    def remove(self, key: str) -> None:
+        """Let go of the file at ``key``, durably; nothing happens when it is gone."""
+        path = self.root / key
+        if path.is_file():
+            path.unlink()
+            fsync_path(path.parent)
+
+    def append_journal(self, study_instance_uid: str, *lines: dict[str, Any]) -> None:
+        """Add lines to the study's journal, durably. Raises: TransientError("storage-full")."""
+        folder = self.root / study_key(study_instance_uid)
+        text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+        try:
+            self._make_durable(folder)
+            with self._journal_locks[hash(folder) % len(self._journal_locks)]:
+                self._append(folder / JOURNAL, text.encode("utf-8"))
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def _append(self, path: Path, data: bytes) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                data = b"\n" + data  # a crash tore the last line: leave it as it is, start a new one
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not size:
+            fsync_path(path.parent)
+
+    def journal(self, study_instance_uid: str) -> Iterator[dict[str, Any]]:
+        """The lines of the study's journal, oldest first; a line torn by a crash is left out and logged."""
+        path = self.root / study_key(study_instance_uid) / JOURNAL
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = json.loads(raw)
+                except ValueError:
+                    log.warning("journal-line-torn", study_instance_uid=study_instance_uid, line=number)
+                    continue
+                if isinstance(line, dict):
+                    yield line
+
+    def study_instance_uids(self) -> Iterator[str]:
+        """Every study that has a folder."""
+        for folder in sorted((self.root / STUDIES).glob("??/*")):
+            if folder.is_dir():
+                yield folder.name
+
+    def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
+        """The keys of all instances in the study's folder, variants last."""
+        folder = self.root / study_key(study_instance_uid)
+        keys = [path.relative_to(self.root).as_posix() for path in folder.rglob("*.dcm") if path.is_file()]
+        yield from sorted(keys, key=lambda key: (key.split("/")[3] == "variants", key))
+
+    def free_bytes(self) -> int:
+        """How many bytes an ordinary process can still write."""
+        return shutil.disk_usage(self.root).free
+
+    def clean_incoming(self) -> int:
+        """Remove what processes that are gone left half-written; how many files that were."""
+        removed = 0
+        for path in self._incoming.iterdir():
+            owner = path.name.split("-", 1)[0]
+            alive = owner.isdigit() and int(owner) != os.getpid() and Path(f"/proc/{owner}").exists()
+            if not alive:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def _make_durable(self, folder: Path) -> None:
+        """Make ``folder`` and make sure that each name on the way to it is on the disk.
+
+        A folder that exists may have been made a moment ago by another thread that has not flushed it yet,
+        so "exists" is not enough: each is flushed once in the life of this process.
+        """
+        if folder in self._durable:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for child in (folder, *folder.parents):
+            if child in self._durable or child == self.root.parent:
+                break
+            fsync_path(child.parent)
+        if len(self._durable) > 50_000:
+            self._durable.clear()
+        self._durable.add(folder)
+
+    @staticmethod
+    def _translated(error: OSError) -> Exception:
+        if error.errno in _OUT_OF_SPACE:
+            return TransientError("storage-full", "the disk of the storage is full")
+        return error
+
+
+@cache
+def storage() -> FilesystemStorage:
+    """The storage of this process."""
+    settings = config()
+    return FilesystemStorage(settings.storage_root, low_space_bytes=settings.low_space_bytes)

@@ -1,0 +1,37 @@
+"""Where an instance lies: paths of validated UIDs only, never names.
+
+``studies/<2 hex>/<study>/<series>/<instance>.dcm``; another content under a used UID goes to
+``studies/<2 hex>/<study>/variants/<series>/<instance>/<dataset_sha256>.dcm``.
+"""
+
+import hashlib
+
+from standards.uids import validated_uid
+
+STUDIES = "studies"
+VARIANTS = "variants"
+JOURNAL = "journal.jsonl"
+
+
+def study_key(study_instance_uid: str) -> str:
+    """The study's folder; the two hex digits keep any one folder small. Raises: PermanentError("invalid-uid")."""
+    uid = validated_uid(study_instance_uid)
+    return f"{STUDIES}/{hashlib.sha256(uid.encode('ascii')).hexdigest()[:2]}/{uid}"
+
+
+def instance_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> str:
+    """The place of an instance. Raises: PermanentError("invalid-uid")."""
+    return (
+        f"{study_key(study_instance_uid)}/{validated_uid(series_instance_uid)}/{validated_uid(sop_instance_uid)}.dcm"
+    )
+
+
+def variant_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, dataset_sha256: str) -> str:
+    """The place of another content under a used UID. Raises: PermanentError("invalid-uid")."""
+    series, sop = validated_uid(series_instance_uid), validated_uid(sop_instance_uid)
+    return f"{study_key(study_instance_uid)}/{VARIANTS}/{series}/{sop}/{dataset_sha256}.dcm"
+
+
+def is_variant(key: str) -> bool:
+    """Whether ``key`` is the place of a variant."""
+    return key.split("/")[3] == VARIANTS

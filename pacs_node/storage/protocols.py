@@ -1,0 +1,51 @@
+"""What the node asks of a store of instances. Keys are relative POSIX paths of validated UIDs; S3 uses the same ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+
+class Storage(Protocol):
+    """Durable files by key. A key, once placed, never changes its content."""
+
+    def new_incoming(self) -> Path:
+        """A fresh path on the storage's own filesystem to write an instance to before it has a place.
+
+        Raises: TransientError("storage-full").
+        """
+
+    def place(self, incoming: Path, key: str) -> bool:
+        """Move the file to ``key``, durably with all its parents; False when the key is taken (the file stays).
+
+        Raises: TransientError("storage-full").
+        """
+
+    def open(self, key: str) -> BinaryIO:
+        """The file at ``key``. Raises: PermanentError("instance-gone")."""
+
+    def local_path(self, key: str) -> Path:
+        """The file at ``key`` as a path of this machine. Raises: PermanentError("instance-gone")."""
+
+    def exists(self, key: str) -> bool:
+        """Whether a file lies at ``key``."""
+
+    def remove(self, key: str) -> None:
+        """Let go of the file at ``key``, durably; nothing happens when it is gone."""
+
+    def append_journal(self, study_instance_uid: str, *lines: dict[str, Any]) -> None:
+        """Add lines to the study's journal, durably."""
+
+    def journal(self, study_instance_uid: str) -> Iterator[dict[str, Any]]:
+        """The lines of the study's journal, oldest first; a line torn by a crash is left out."""
+
+    def study_instance_uids(self) -> Iterator[str]:
+        """Every study that has a folder."""
+
+    def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
+        """The keys of all instances in the study's folder, variants included."""
+
+    def free_bytes(self) -> int:
+        """How many bytes can still be written."""
+
+    def clean_incoming(self) -> int:
+        """Remove what an earlier process left half-written; how many files that were."""

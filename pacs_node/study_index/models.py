@@ -1,0 +1,92 @@
+"""Patient-study, series and instance rows of a node. Surrogate keys; DICOM UIDs are attributes.
+
+``*_fold`` and ``*_sort`` columns are made by ``standards.person_names`` so that matching and ordering need no collation.
+``attributes`` hold the level's remaining attributes in the DICOM JSON Model (PS3.18 F) for QIDO and C-FIND returns.
+"""
+
+from django.db import models
+
+
+class Study(models.Model):
+    """A study of one patient. A reused Study Instance UID under another patient is another row."""
+
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    patient_id = models.CharField(max_length=64, db_index=True)
+    issuer_of_patient_id = models.CharField(max_length=64, blank=True)
+    patient_name = models.CharField(max_length=324, blank=True)
+    patient_name_fold = models.CharField(max_length=324, blank=True, db_index=True)
+    patient_name_latin = models.CharField(max_length=400, blank=True, db_index=True)
+    patient_name_sort = models.CharField(max_length=324, blank=True)
+    patient_birth_date = models.CharField(max_length=8, blank=True)
+    patient_sex = models.CharField(max_length=16, blank=True)
+    study_date = models.CharField(max_length=8, blank=True, db_index=True)
+    study_time = models.CharField(max_length=16, blank=True)
+    timezone_offset_from_utc = models.CharField(max_length=5, blank=True)
+    accession_number = models.CharField(max_length=64, blank=True, db_index=True)
+    study_id = models.CharField(max_length=64, blank=True)
+    study_description = models.CharField(max_length=256, blank=True)
+    referring_physician_name = models.CharField(max_length=324, blank=True)
+    institution_name = models.CharField(max_length=256, blank=True)
+    attributes = models.JSONField(default=dict)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["study_instance_uid", "patient_id", "issuer_of_patient_id"], name="study_once_per_patient"
+            )
+        ]
+
+
+class Series(models.Model):
+    """A series of a study."""
+
+    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="series")
+    series_instance_uid = models.CharField(max_length=64, db_index=True)
+    modality = models.CharField(max_length=16, blank=True, db_index=True)
+    series_number = models.IntegerField(null=True)
+    series_description = models.CharField(max_length=256, blank=True)
+    series_date = models.CharField(max_length=8, blank=True)
+    series_time = models.CharField(max_length=16, blank=True)
+    body_part_examined = models.CharField(max_length=64, blank=True)
+    station_name = models.CharField(max_length=64, blank=True)
+    attributes = models.JSONField(default=dict)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["study", "series_instance_uid"], name="series_once_per_study")]
+
+
+class Instance(models.Model):
+    """A stored SOP instance. ``(sop_instance_uid, dataset_sha256)`` is its identity; a conflicting one is a variant."""
+
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="instances")
+    sop_instance_uid = models.CharField(max_length=64)
+    sop_class_uid = models.CharField(max_length=64)
+    transfer_syntax_uid = models.CharField(max_length=64)
+    dataset_sha256 = models.CharField(max_length=64)
+    pixel_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001  null: no pixels, "" would be a lie
+    frames_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001  null: not decodable without loss
+    frames_digest_done = models.BooleanField(default=False)
+    is_variant = models.BooleanField(default=False)
+    instance_number = models.IntegerField(null=True)
+    number_of_frames = models.PositiveIntegerField(default=1)
+    rows = models.PositiveIntegerField(null=True)
+    columns = models.PositiveIntegerField(null=True)
+    size = models.PositiveBigIntegerField()
+    path = models.CharField(max_length=255, unique=True)
+    source_ae_title = models.CharField(max_length=64, blank=True)
+    attributes = models.JSONField(default=dict)
+    released_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["sop_instance_uid", "dataset_sha256"], name="instance_once_by_content"),
+            models.UniqueConstraint(
+                fields=["sop_instance_uid"], condition=models.Q(is_variant=False), name="one_current_instance_per_uid"
+            ),
+        ]
+        indexes = [models.Index(fields=["series", "instance_number"])]

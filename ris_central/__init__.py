@@ -1,0 +1,1 @@
+"""The centre: a Django project, one app a concern."""

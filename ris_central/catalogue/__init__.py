@@ -1,0 +1,1 @@
+"""Which study, whose, which nodes hold which instances, verified how."""

@@ -1,0 +1,154 @@
+"""Studies of the region, their series, manifests and holders.
+
+While a series is incomplete its instances are rows (SeriesInstance, InstanceHolding); when its study is complete they
+become one versioned Manifest a series with holders per manifest, and the rows go.
+"""
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
+
+from ris_central.federation.models import Node
+from ris_central.orders.models import ServiceRequest
+from ris_central.organizations.models import Site
+from ris_central.patients.models import Patient
+
+
+class Study(models.Model):
+    """A study of a patient, of the site where it was made."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.PROTECT, related_name="studies")
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="studies")
+    service_request = models.ForeignKey(ServiceRequest, null=True, on_delete=models.SET_NULL, related_name="studies")
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    patient_id = models.CharField(max_length=64, blank=True, db_index=True)
+    issuer_of_patient_id = models.CharField(max_length=64, blank=True)
+    study_date = models.CharField(max_length=8, blank=True, db_index=True)
+    study_time = models.CharField(max_length=16, blank=True)
+    started_at = models.DateTimeField(null=True, db_index=True)
+    accession_number = models.CharField(max_length=64, blank=True, db_index=True)
+    study_id = models.CharField(max_length=64, blank=True)
+    study_description = models.CharField(max_length=256, blank=True)
+    referring_physician_name = models.CharField(max_length=324, blank=True)
+    institution_name = models.CharField(max_length=256, blank=True)
+    modalities = ArrayField(models.CharField(max_length=16), default=list)
+    instances_known = models.PositiveIntegerField(default=0)
+    instances_safe = models.PositiveIntegerField(default=0)
+    """How many of the known instances the archive holds with equal digests."""
+    first_seen_at = models.DateTimeField(auto_now_add=True)
+    last_instance_at = models.DateTimeField(db_index=True)
+    complete_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["study_instance_uid", "patient"], name="catalogue_study_once_per_patient")
+        ]
+        permissions = [("consult_study", "May see the study because of a consult or a share")]
+
+
+class StudyUserObjectPermission(UserObjectPermissionBase):
+    """A grant on one study to one user (an open consult, a share)."""
+
+    content_object = models.ForeignKey(Study, on_delete=models.CASCADE)
+
+
+class StudyGroupObjectPermission(GroupObjectPermissionBase):
+    """Guardian wants the group table beside the user one; Regis grants to users."""
+
+    content_object = models.ForeignKey(Study, on_delete=models.CASCADE)
+
+
+class Series(models.Model):
+    """A series of a study as the region knows it."""
+
+    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="series")
+    series_instance_uid = models.CharField(max_length=64, db_index=True)
+    modality = models.CharField(max_length=16, blank=True)
+    series_number = models.IntegerField(null=True)
+    series_description = models.CharField(max_length=256, blank=True)
+    series_date = models.CharField(max_length=8, blank=True)
+    series_time = models.CharField(max_length=16, blank=True)
+    body_part_examined = models.CharField(max_length=64, blank=True)
+    station_name = models.CharField(max_length=64, blank=True)
+    instance_count = models.PositiveIntegerField(default=0)
+    instances_safe = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["study", "series_instance_uid"], name="catalogue_series_once_per_study")
+        ]
+
+
+class SeriesInstance(models.Model):
+    """An instance of a series that is not complete yet."""
+
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="instances")
+    sop_instance_uid = models.CharField(max_length=64)
+    sop_class_uid = models.CharField(max_length=64)
+    dataset_sha256 = models.CharField(max_length=64)
+    pixel_sha256 = models.CharField(max_length=64, blank=True)
+    frames_sha256 = models.CharField(max_length=64, blank=True)
+    instance_number = models.IntegerField(null=True)
+    number_of_frames = models.PositiveIntegerField(default=1)
+    size = models.PositiveBigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["series", "sop_instance_uid", "dataset_sha256"], name="series_instance_once"
+            )
+        ]
+
+
+class InstanceHolding(models.Model):
+    """A node holds an instance (only while the series is incomplete)."""
+
+    instance = models.ForeignKey(SeriesInstance, on_delete=models.CASCADE, related_name="holdings")
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["instance", "node"], name="holding_once")]
+
+
+class Manifest(models.Model):
+    """All instances of a complete series, as one value. ``entries``: list of InstanceDescription dicts."""
+
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="manifests")
+    version = models.PositiveIntegerField()
+    count = models.PositiveIntegerField()
+    root_hash = models.CharField(max_length=64)
+    entries = models.JSONField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["series", "version"], name="manifest_version_once")]
+
+
+class SeriesHolder(models.Model):
+    """What a node says it holds of a series now; equal root hash means all of it, digest by digest."""
+
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="holders")
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    count = models.PositiveIntegerField(default=0)
+    root_hash = models.CharField(max_length=64, blank=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["series", "node"], name="holder_once")]
+
+
+class StudyConflict(models.Model):
+    """A used SOP Instance UID came with other content at a node; both were kept. Shown to the engineer."""
+
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    sop_instance_uid = models.CharField(max_length=64)
+    kept_sha256 = models.CharField(max_length=64)
+    variant_sha256 = models.CharField(max_length=64)
+    source_ae_title = models.CharField(max_length=16, blank=True)
+    seen_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["node", "sop_instance_uid", "variant_sha256"], name="conflict_once")
+        ]

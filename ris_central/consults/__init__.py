@@ -1,0 +1,1 @@
+"""Consults between clinics and the reference centre."""

@@ -1,0 +1,8 @@
+"""Django app consults."""
+
+from django.apps import AppConfig
+
+
+class ConsultsConfig(AppConfig):
+    name = "ris_central.consults"
+    label = "consults"

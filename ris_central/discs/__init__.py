@@ -1,0 +1,1 @@
+"""Patient discs: ordered, built, verified."""

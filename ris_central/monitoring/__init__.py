@@ -1,0 +1,1 @@
+"""The state of the region: sites, nodes, mirrors, health."""

@@ -1,0 +1,1 @@
+"""Service requests, devices, the day schedule and its worklist feed."""

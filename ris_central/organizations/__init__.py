@@ -1,0 +1,1 @@
+"""Sites of the region and who belongs to them."""

@@ -1,0 +1,43 @@
+"""Patients, their issuer-scoped identifiers, and care links."""
+
+from django.conf import settings
+from django.db import models
+
+from ris_central.organizations.models import Site
+
+
+class Patient(models.Model):
+    """A person. ``name`` is a DICOM PN (carets kept); fold, latin and sort keys come from standards.person_names."""
+
+    name = models.CharField(max_length=324)
+    name_fold = models.CharField(max_length=324, db_index=True)
+    name_latin = models.CharField(max_length=400, db_index=True)
+    name_sort = models.CharField(max_length=324, db_index=True)
+    birth_date = models.DateField(null=True)
+    sex = models.CharField(max_length=1, blank=True)
+    phone = models.CharField(max_length=64, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+
+class PatientIdentifier(models.Model):
+    """An identifier as its issuer gave it. ``(issuer, value)`` names one patient; a bare value names nobody."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="identifiers")
+    issuer = models.CharField(max_length=64, blank=True)
+    value = models.CharField(max_length=64)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "value"], name="identifier_once_per_issuer")]
+
+
+class CareLink(models.Model):
+    """A clinician treats a patient until a date, and so sees the patient's priors of all sites."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="care_links")
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="+")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.CASCADE, related_name="+")
+    """Null: every clinician (radiologist) of the site, because the patient is booked there."""
+    reason = models.CharField(max_length=128)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()

@@ -1,0 +1,1 @@
+"""Reports: written, signed, rendered, stored back to the archive."""

@@ -1,0 +1,86 @@
+"""Reports, their revisions, signatures and addenda. Statuses are FHIR DiagnosticReport.status."""
+
+from django.conf import settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from ris_central.catalogue.models import Study
+
+
+class Report(models.Model):
+    """The report on a study. A final one never changes; corrections are addenda."""
+
+    class Status(models.TextChoices):
+        PARTIAL = "partial", _("Draft")
+        PRELIMINARY = "preliminary", _("Preliminary")
+        FINAL = "final", _("Signed")
+        APPENDED = "appended", _("Signed, with addendum")
+        CANCELLED = "cancelled", _("Cancelled")
+
+    study = models.ForeignKey(Study, on_delete=models.PROTECT, related_name="reports")
+    status = models.CharField(max_length=12, choices=Status, default=Status.PARTIAL)
+    author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    findings = models.TextField(blank=True)
+    conclusion = models.TextField(blank=True)
+    version = models.PositiveIntegerField(default=0)
+    """Rises with every save; a save that names an older one is refused and both texts are shown."""
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+    signed_at = models.DateTimeField(null=True)
+    signed_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")
+    content_sha256 = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["study"], condition=~models.Q(status="cancelled"), name="one_live_report_per_study"
+            )
+        ]
+
+
+class ReportRevision(models.Model):
+    """Every saved text, so that a radiologist never loses a sentence."""
+
+    report = models.ForeignKey(Report, on_delete=models.CASCADE, related_name="revisions")
+    version = models.PositiveIntegerField()
+    author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    findings = models.TextField(blank=True)
+    conclusion = models.TextField(blank=True)
+    saved_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["report", "version"], name="report_revision_once")]
+
+
+class Addendum(models.Model):
+    """A signed correction or addition to a signed report."""
+
+    report = models.ForeignKey(Report, on_delete=models.PROTECT, related_name="addenda")
+    author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    text = models.TextField()
+    signed_at = models.DateTimeField(auto_now_add=True)
+
+
+class ReportDocument(models.Model):
+    """A rendering of a signed report: its bytes, and whether the archive has it as a DICOM object.
+
+    ``number`` counts the renderings: 1 for the report as signed, then one for each addendum.
+    """
+
+    class Kind(models.TextChoices):
+        PDF = "pdf"
+        SR = "sr"
+
+    report = models.ForeignKey(Report, on_delete=models.PROTECT, related_name="documents")
+    kind = models.CharField(max_length=3, choices=Kind)
+    number = models.PositiveIntegerField()
+    sop_instance_uid = models.CharField(max_length=64, unique=True)
+    series_instance_uid = models.CharField(max_length=64)
+    content = models.BinaryField()
+    sha256 = models.CharField(max_length=64)
+    created_at = models.DateTimeField(auto_now_add=True)
+    stored_at = models.DateTimeField(null=True)
+    last_error = models.CharField(max_length=255, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["report", "kind", "number"], name="report_document_once")]
