@@ -272,8 +272,7 @@ class JoinAnswer(Wire):
 class Receipt(Wire):
     """What the receiver of an instance signs: which digests it recomputed itself and found equal.
 
-    ``checked`` names them: ``dataset``, ``pixel``, ``frames``. ``signature`` is Ed25519 (base64) over the UTF-8 of
-    ``regis-receipt-1\\n<receiver>\\n<sender>\\n<sop_instance_uid>\\n<dataset_sha256>\\n<pixel|->\\n<frames|->\\n<checked joined by ,>\\n<received_at ISO>``.
+    ``checked`` names them: ``dataset``, ``pixel``, ``frames``. ``signature`` is Ed25519 (base64) over ``signed_text``.
     """
 
     receiver: str
@@ -286,6 +285,22 @@ class Receipt(Wire):
     received_at: AwareDatetime
     outcome: Literal["stored", "duplicate", "conflict"] = "stored"
     signature: str = ""
+
+    def signed_text(self) -> bytes:
+        """What the receiver signs: all fields but the signature, a line each; an absent digest is ``-``."""
+        fields = [
+            "regis-receipt-1",
+            self.receiver,
+            self.sender,
+            self.sop_instance_uid,
+            self.dataset_sha256,
+            self.pixel_sha256 or "-",
+            self.frames_sha256 or "-",
+            ",".join(self.checked),
+            self.outcome,
+            self.received_at.isoformat(),
+        ]
+        return "\n".join(fields).encode()
 
 
 def problem(code: str, title: str, status: int, **extra: Any) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Everything that writes the gateway's tables for others; each call joins the caller's transaction."""
+
+from datetime import datetime
+from uuid import uuid4
+
+from django.db import transaction
+from django.utils import timezone
+
+from gateway.envelope import AssociationRefused, Directory, InstanceConflicted, JoinAnswer, SendStudy
+from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
+from gateway.protocols import HeldInstance
+
+INSTANCE_STORED = "instance.stored"
+SERIES_RELEASED = "series.released"
+DELIVERY_PROGRESS = "delivery.progress"
+ASSOCIATION_REFUSED = "association.refused"
+INSTANCE_CONFLICTED = "instance.conflicted"
+
+
+def _entry_of(instance: HeldInstance) -> OutboxEntry:
+    return OutboxEntry(
+        kind=INSTANCE_STORED,
+        series_key=instance.series_key,
+        instance_key=instance.instance_key,
+        body={
+            "study_instance_uid": instance.study_instance_uid,
+            "sop_instance_uid": instance.sop_instance_uid,
+            "dataset_sha256": instance.dataset_sha256,
+        },
+    )
+
+
+def record_stored(
+    *, instance_key: int, series_key: int, study_instance_uid: str, sop_instance_uid: str, dataset_sha256: str
+) -> None:
+    """Put a stored instance on the outbox. Call it in the transaction that indexes the instance.
+
+    The relay announces it to the centre and opens the ledger's rows, by the destinations that hold then: one place
+    decides, so a directory that changes meanwhile loses nothing.
+    """
+    _entry_of(HeldInstance(instance_key, series_key, study_instance_uid, sop_instance_uid, dataset_sha256)).save(
+        force_insert=True
+    )
+
+
+def record_held(instances: list[HeldInstance]) -> None:
+    """Put instances that are already held on the outbox again."""
+    OutboxEntry.objects.bulk_create([_entry_of(instance) for instance in instances])
+
+
+def record_conflict(
+    *,
+    study_instance_uid: str,
+    sop_instance_uid: str,
+    kept_sha256: str,
+    variant_sha256: str,
+    source_ae_title: str = "",
+) -> None:
+    """Tell the centre that a used SOP Instance UID came with other content and was kept aside."""
+    body = InstanceConflicted(
+        study_instance_uid=study_instance_uid,
+        sop_instance_uid=sop_instance_uid,
+        kept_sha256=kept_sha256,
+        variant_sha256=variant_sha256,
+        source_ae_title=source_ae_title,
+    )
+    OutboxEntry.objects.create(kind=INSTANCE_CONFLICTED, body=body.model_dump(mode="json"))
+
+
+def record_refused(*, calling_ae_title: str, called_ae_title: str, address: str, reason: str) -> None:
+    """Tell the centre that a peer was turned away at the DICOM port."""
+    body = AssociationRefused(
+        calling_ae_title=calling_ae_title, called_ae_title=called_ae_title, address=address, reason=reason
+    )
+    OutboxEntry.objects.create(kind=ASSOCIATION_REFUSED, body=body.model_dump(mode="json"))
+
+
+@transaction.atomic
+def new_epoch() -> None:
+    """Begin another sequence of events, after a restore or a clone: all that is held is announced again.
+
+    Facts of the old sequence that the centre never took and that no announcement repeats go to the outbox again.
+    """
+    state = JoinState.objects.select_for_update().first()
+    if state is None:
+        return
+    unsent = NumberedEvent.objects.filter(
+        epoch=state.epoch, acknowledged_at=None, body__type__in=[INSTANCE_CONFLICTED, ASSOCIATION_REFUSED]
+    )
+    OutboxEntry.objects.bulk_create([OutboxEntry(kind=event.body["type"], body=event.body) for event in unsent])
+    state.epoch = str(uuid4())
+    state.acknowledged_seq = 0
+    state.backfill_after = 0
+    state.save(update_fields=["epoch", "acknowledged_seq", "backfill_after"])
+
+
+@transaction.atomic
+def record_join(answer: JoinAnswer, centre_url: str) -> JoinState:
+    """Keep that this node is joined, under a new epoch; all it holds is announced from the start."""
+    JoinState.objects.all().delete()
+    return JoinState.objects.create(
+        name=answer.name,
+        centre_url=centre_url.rstrip("/"),
+        epoch=str(uuid4()),
+        directory=answer.directory.model_dump(mode="json"),
+        backfill_after=0,
+        centre_seen_at=timezone.now(),
+    )
+
+
+@transaction.atomic
+def apply_directory(directory: Directory) -> None:
+    """Take the new trust list; when there are new destinations, everything held goes on their ledger."""
+    state = JoinState.objects.select_for_update().get()
+    added = set(directory.mirror_to) - set(state.directory.get("mirror_to", []))
+    state.directory = directory.model_dump(mode="json")
+    if added:
+        state.backfill_after = 0
+    state.save(update_fields=["directory", "backfill_after"])
+
+
+@transaction.atomic
+def apply_send_study(command: SendStudy) -> None:
+    """Deliver this study before others, what is held of it and what is still to come; failed ones get another try."""
+    StudyPriority.objects.update_or_create(
+        study_instance_uid=command.study_instance_uid, defaults={"priority": command.priority}
+    )
+    Delivery.objects.filter(study_instance_uid=command.study_instance_uid).exclude(
+        status=Delivery.Status.RECEIPTED
+    ).update(priority=command.priority, status=Delivery.Status.WAITING, next_attempt_at=timezone.now())
+
+
+@transaction.atomic
+def retry_failed(study_instance_uid: str, *, now: datetime | None = None) -> int:
+    """Give the failed deliveries of a study another try; how many there were."""
+    return Delivery.objects.filter(study_instance_uid=study_instance_uid, status=Delivery.Status.FAILED).update(
+        status=Delivery.Status.WAITING, next_attempt_at=now or timezone.now(), attempts=0
+    )
