@@ -12,7 +12,6 @@ from pynetdicom.sop_class import ModalityWorklistInformationFind, Verification
 
 from standards.errors import PermanentError, TransientError
 
-
 PATIENT_KEYS = [
     "PatientName",
     "PatientID",
