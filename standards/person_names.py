@@ -56,7 +56,7 @@ def parse(value: object) -> ParsedName:
 
     Components past the fifth are kept in the suffix, as nothing of a name may be lost.
     """
-    groups = (str(value or "").split("=") + ["", "", ""])[:3]
+    groups = [*str(value or "").split("="), "", "", ""][:3]
     return ParsedName(*(_group(text) for text in groups))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 from pynetdicom.sop_class import _STORAGE_CLASSES
 
 VERIFICATION: Final = "1.2.840.10008.1.1"

@@ -1,0 +1,327 @@
+"""Walk the elements of a data set of any encoding, checking every length before a byte is read.
+
+Source: PS3.5 7.1, 7.5, A.4
+"""
+
+import struct
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import BaseTag
+
+from standards import charsets
+from standards.errors import PermanentError
+
+MAX_DEPTH: Final = 64
+MAX_KEPT_VALUE: Final = 1 << 20
+UNDEFINED: Final = 0xFFFFFFFF
+
+_ITEM: Final = 0xFFFEE000
+_ITEM_DELIMITER: Final = 0xFFFEE00D
+_SEQUENCE_DELIMITER: Final = 0xFFFEE0DD
+_PIXEL_TAGS: Final = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
+_LONG_VRS: Final = frozenset(
+    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+)
+_VRS: Final = _LONG_VRS | frozenset(
+    {
+        b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+        b"ST", b"TM", b"UI", b"UL", b"US",
+    }
+)  # fmt: skip
+_NAMES: Final = {vr: vr.decode() for vr in _VRS}
+_REPEATING_GROUPS: Final = (0x50, 0x60)
+_WINDOW: Final = 1 << 16
+
+
+@dataclass
+class Budget:
+    """What one data set may cost: elements walked at all, and elements and bytes kept in memory."""
+
+    walked: int = 8_000_000
+    kept_elements: int = 500_000
+    kept_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True)
+class PixelElement:
+    """Where the pixel data value lies: for encapsulated data from the first item tag to before the delimiter."""
+
+    keyword: str
+    offset: int
+    length: int
+    encapsulated: bool
+    is_words: bool
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    implicit: bool
+    little_endian: bool
+    tag_short: struct.Struct = field(init=False)
+    tag_long: struct.Struct = field(init=False)
+    long: struct.Struct = field(init=False)
+
+    def __post_init__(self) -> None:
+        order = "<" if self.little_endian else ">"
+        object.__setattr__(self, "tag_short", struct.Struct(order + "HH2sH"))
+        object.__setattr__(self, "tag_long", struct.Struct(order + "HHL"))
+        object.__setattr__(self, "long", struct.Struct(order + "L"))
+
+
+_IMPLICIT_LITTLE: Final = _Encoding(implicit=True, little_endian=True)
+
+
+class Walker:
+    """One pass over a data set; gives a pydicom Dataset of raw elements and the place of the pixel data."""
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        start: int,
+        *,
+        implicit: bool,
+        little_endian: bool,
+        budget: Budget,
+        default_charset: str,
+    ) -> None:
+        self._stream = stream
+        self._end = stream.seek(0, 2)
+        self._window = b""
+        self._window_start = start
+        self._encoding = _Encoding(implicit, little_endian)
+        self._budget = budget
+        self._default_charset = default_charset
+        self.position = start
+        self.pixel: PixelElement | None = None
+        self.omitted: list[tuple[int, int, int]] = []
+        self.complete = True
+
+    def read_dataset(self, only_group: int | None = None) -> Dataset:
+        """The data set from the current position to the end of the stream, or to the first element of another group.
+
+        Raises: PermanentError, see :func:`standards.part10.read_header`.
+        """
+        return self._elements(self._end, self._encoding, 0, None, only_group=only_group)
+
+    # Bytes
+
+    def _take(self, count: int) -> bytes:
+        start = self.position - self._window_start
+        if not 0 <= start <= len(self._window) - count:
+            if self.position + count > self._end:
+                raise PermanentError("truncated", f"{count} bytes wanted at {self.position}, the end is at {self._end}")
+            self._stream.seek(self.position)
+            self._window = self._stream.read(max(count, _WINDOW))
+            self._window_start = self.position
+            start = 0
+            if len(self._window) < count:
+                raise PermanentError("truncated", f"the stream ended at {self.position + len(self._window)}")
+        self.position += count
+        return self._window[start : start + count]
+
+    def _within(self, length: int, limit: int, tag: int) -> int:
+        """The end of a value of ``length`` bytes from here."""
+        end = self.position + length
+        if end > limit:
+            if limit == self._end:
+                raise PermanentError("truncated", f"({tag:08X}) reaches to {end}, the end is at {self._end}")
+            raise PermanentError("length-out-of-bounds", f"({tag:08X}) reaches to {end}, its sequence ends at {limit}")
+        return end
+
+    def _count(self) -> None:
+        self._budget.walked -= 1
+        if self._budget.walked < 0:
+            raise PermanentError("too-many-elements", "a data set of this size is not read")
+
+    def _keep(self, length: int) -> bool:
+        self._budget.kept_elements -= 1
+        self._budget.kept_bytes -= length
+        if self._budget.kept_elements < 0 or self._budget.kept_bytes < 0:
+            self.complete = False
+            return False
+        return True
+
+    # Elements
+
+    def _elements(
+        self,
+        limit: int,
+        encoding: _Encoding,
+        depth: int,
+        parent_charset: list[str] | None,
+        *,
+        delimited: bool = False,
+        only_group: int | None = None,
+    ) -> Dataset:
+        """Elements up to ``limit``, or with ``delimited`` up to the item delimiter."""
+        if depth > MAX_DEPTH:
+            raise PermanentError("nesting-too-deep", f"sequences are nested deeper than {MAX_DEPTH}")
+        elements: dict[BaseTag, RawDataElement | DataElement] = {}
+        encodings = parent_charset or charsets.python_encodings(self._default_charset)
+        while delimited or self.position < limit:
+            start = self.position
+            if only_group is not None and self._peek_group() != only_group:
+                break
+            tag, vr, length = self._element_header(limit, encoding)
+            if tag == _ITEM_DELIMITER and delimited:
+                break
+            if tag >> 16 == 0xFFFE:
+                raise PermanentError("length-out-of-bounds", f"({tag:08X}) at {start} is not where a sequence has it")
+            if tag == 0 and length == 0 and depth == 0 and self._only_zeros_follow():
+                break
+            element = self._value(tag, vr, length, limit, encoding, depth, encodings)
+            if element is not None:
+                elements[BaseTag(tag)] = element
+            if tag == 0x00080005 and isinstance(element, RawDataElement):
+                value = (element.value or b"").decode("latin-1")
+                encodings = charsets.python_encodings(value if value.strip(" \0") else self._default_charset)
+        dataset = Dataset(elements)
+        dataset.set_original_encoding(encoding.implicit, encoding.little_endian, encodings)
+        return dataset
+
+    def _element_header(self, limit: int, encoding: _Encoding) -> tuple[int, str | None, int]:
+        self._count()
+        start = self.position
+        head = self._take(8)
+        if encoding.implicit:
+            group, number, length = encoding.tag_long.unpack(head)
+            tag = group << 16 | number
+            return tag, _dictionary_vr(tag), length
+        group, number, vr, length = encoding.tag_short.unpack(head)
+        tag = group << 16 | number
+        if group == 0xFFFE:
+            return tag, None, encoding.long.unpack(head[4:])[0]
+        name = _NAMES.get(vr)
+        if name is None:
+            if head == bytes(8):
+                return 0, None, 0
+            raise PermanentError("invalid-vr", f"{vr!r} at {start} is not a value representation")
+        if vr in _LONG_VRS:
+            (length,) = encoding.long.unpack(self._take(4))
+        return tag, name, length
+
+    def _peek_group(self) -> int:
+        group: int = struct.unpack("<H", self._take(2))[0]
+        self.position -= 2
+        return group
+
+    def _only_zeros_follow(self) -> bool:
+        while self.position < self._end:
+            chunk = self._take(min(_WINDOW, self._end - self.position))
+            if chunk.strip(b"\0"):
+                raise PermanentError("not-dicom", "bytes that are no elements follow the data set")
+        return True
+
+    def _value(
+        self,
+        tag: int,
+        vr: str | None,
+        length: int,
+        limit: int,
+        encoding: _Encoding,
+        depth: int,
+        encodings: list[str],
+    ) -> RawDataElement | DataElement | None:
+        if length == UNDEFINED:
+            if tag in _PIXEL_TAGS or vr in ("OB", "OW"):
+                self._encapsulated(tag, limit, encoding, depth)
+                return None
+            if vr not in ("SQ", "UN", None):
+                raise PermanentError("length-out-of-bounds", f"({tag:08X}) of VR {vr} has an undefined length")
+            # PS3.5 6.2.2: an UN of undefined length is a sequence in Implicit VR Little Endian.
+            inner = _IMPLICIT_LITTLE if vr == "UN" else encoding
+            return self._sequence(tag, limit, inner, depth, encodings, delimited=True)
+        end = self._within(length, limit, tag)
+        if vr == "SQ":
+            return self._sequence(tag, end, encoding, depth, encodings, delimited=False)
+        offset = self.position
+        if depth == 0 and tag in _PIXEL_TAGS:
+            self.pixel = PixelElement(_PIXEL_TAGS[tag], offset, length, False, vr != "OB")
+            self.position = end
+            return None
+        if length > MAX_KEPT_VALUE or not self._keep(length):
+            self.complete = False
+            if depth == 0:
+                self.omitted.append((tag, offset, length))
+            self.position = end
+            return None
+        value = self._take(length)
+        if vr is None or vr == "UN":
+            known = _dictionary_vr(tag)
+            if known and known not in ("SQ", "UN"):
+                # Archives write public elements they did not know as UN, in little-endian (PS3.5 6.2.2).
+                return RawDataElement(BaseTag(tag), known, length, value, offset, encoding.implicit, True, True, False)
+            # Decided here, because pydicom may guess a sequence from its dictionaries and recurse into hostile bytes.
+            return DataElement(tag, "UN", value, offset, already_converted=True)
+        return RawDataElement(
+            BaseTag(tag), vr, length, value, offset, encoding.implicit, encoding.little_endian, True, False
+        )
+
+    def _sequence(
+        self, tag: int, limit: int, encoding: _Encoding, depth: int, encodings: list[str], *, delimited: bool
+    ) -> DataElement:
+        items: list[Dataset] = []
+        start = self.position
+        while delimited or self.position < limit:
+            item_tag, length = self._item_header(limit, encoding)
+            if item_tag == _SEQUENCE_DELIMITER and delimited:
+                break
+            if item_tag == _SEQUENCE_DELIMITER and self.position == limit:
+                # Some writers close a sequence of known length all the same.
+                break
+            if item_tag != _ITEM:
+                raise PermanentError("length-out-of-bounds", f"({item_tag:08X}) where an item of ({tag:08X}) should be")
+            if length == UNDEFINED:
+                item = self._elements(limit, encoding, depth + 1, encodings, delimited=True)
+            else:
+                item = self._elements(self._within(length, limit, tag), encoding, depth + 1, encodings)
+            if self._keep(0):
+                items.append(item)
+        sequence = DataElement(tag, "SQ", DicomSequence(items), start, already_converted=True)
+        sequence.is_undefined_length = delimited
+        return sequence
+
+    def _item_header(self, limit: int, encoding: _Encoding) -> tuple[int, int]:
+        self._count()
+        self._within(8, limit, _ITEM)
+        group, number, length = encoding.tag_long.unpack(self._take(8))
+        return group << 16 | number, length
+
+    def _encapsulated(self, tag: int, limit: int, encoding: _Encoding, depth: int) -> None:
+        start = self.position
+        while True:
+            item_tag, length = self._item_header(limit, encoding)
+            if item_tag == _SEQUENCE_DELIMITER:
+                break
+            if item_tag != _ITEM or length == UNDEFINED:
+                raise PermanentError("length-out-of-bounds", f"({item_tag:08X}) of length {length} among fragments")
+            self.position = self._within(length, limit, tag)
+        if depth == 0 and tag in _PIXEL_TAGS:
+            self.pixel = PixelElement(_PIXEL_TAGS[tag], start, self.position - 8 - start, True, False)
+        else:
+            self.complete = False
+
+
+def _dictionary_vr(tag: int) -> str | None:
+    """The VR in the public dictionary; None where there is none, which makes the value UN or a sequence."""
+    if tag >> 16 == 0xFFFE:
+        return None
+    if not tag & 0xFFFF:
+        return "UL"
+    if tag >> 16 & 1:
+        return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else None
+    entry = DicomDictionary.get(tag)
+    if entry:
+        return entry[0]
+    if tag >> 24 in _REPEATING_GROUPS:
+        try:
+            return dictionary_VR(tag)
+        except KeyError:
+            return None
+    return None

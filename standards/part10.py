@@ -1,0 +1,230 @@
+"""Reading the header of a DICOM file or data set that may be hostile, in bounded memory.
+
+The walker here visits every element to the end of the stream, so truncation and false lengths are noticed wherever they
+are; pydicom only ever decodes single values of a size that was checked first.
+
+Source: PS3.5 7, PS3.10 7.1
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import IO, BinaryIO, Final
+
+import pydicom.config
+from pydicom.dataset import Dataset
+
+from standards import charsets, transfer_syntaxes
+from standards.element_walker import Budget, PixelElement, Walker
+from standards.errors import PermanentError
+from standards.uids import validated_uid
+
+# pydicom's warnings quote values, and values are patients; what cannot be read is judged here instead.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+IMPLEMENTATION_CLASS_UID: Final = "2.25.163437028573984623419846215873265481937"
+IMPLEMENTATION_VERSION_NAME: Final = "REGIS_0_1"
+
+IDENTIFYING: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+MAX_INFLATED: Final = 4 << 30
+_INFLATED_IN_MEMORY: Final = 8 << 20
+_CHUNK: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a stored data set without its bulk data.
+
+    Offsets count bytes. ``dataset_offset`` is in the file. ``pixel_offset`` is in the stream that :func:`open_plain`
+    gives: the file itself, except for a deflated one, where it is the inflated data set. ``pixel_length`` is the
+    element's value; encapsulated, from the first item tag to before the sequence delimiter. Both are None without pixel
+    data. UIDs are validated; one that is absent and was not required is "".
+    """
+
+    dataset: Dataset
+    file_meta: Dataset
+    transfer_syntax: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    dataset_offset: int
+    pixel_offset: int | None
+    pixel_length: int | None
+    encapsulated: bool
+    pixel_keyword: str
+    """``PixelData``, ``FloatPixelData``, ``DoubleFloatPixelData``, or "" without pixels."""
+    pixel_is_words: bool
+    """Whether native pixel data is OW, which big-endian files swap even for 8-bit samples."""
+    total_length: int
+    omitted: tuple[tuple[int, int, int], ...]
+    """Top-level elements too long to keep: (tag, offset, length) in the plain stream, pixel data not among them."""
+    complete: bool
+    """False if anything besides the pixel data was left out of ``dataset`` for its size."""
+
+
+def read_header(
+    fileobj: BinaryIO,
+    transfer_syntax: str | None = None,
+    *,
+    required: Sequence[str] = IDENTIFYING,
+    default_charset: str = "",
+) -> Header:
+    """Read a Part 10 file, or with ``transfer_syntax`` a bare data set, from a seekable binary file at position 0.
+
+    ``required`` names the UIDs that must be present. ``default_charset`` is what an absent (0008,0005) means here.
+    Memory stays bounded whatever the input: values over 1 MiB and all pixel data are skipped, not read.
+
+    Raises: PermanentError "not-dicom", "truncated", "invalid-vr", "unknown-transfer-syntax", "missing-uid",
+        "invalid-uid", "nesting-too-deep", "length-out-of-bounds", "too-many-elements", "invalid-deflate".
+    """
+    total = fileobj.seek(0, io.SEEK_END)
+    if transfer_syntax is None:
+        file_meta, start, syntax = _read_file_meta(fileobj, total)
+    else:
+        file_meta, start, syntax = Dataset(), 0, transfer_syntax.rstrip("\0 ")
+    if not transfer_syntaxes.is_known(syntax):
+        raise PermanentError("unknown-transfer-syntax", syntax[:80] or "none is named")
+    with _plain(fileobj, start, syntax) as (plain, begin):
+        walker = Walker(
+            plain,
+            begin,
+            implicit=transfer_syntaxes.is_implicit(syntax),
+            little_endian=transfer_syntaxes.is_little_endian(syntax),
+            budget=Budget(),
+            default_charset=default_charset,
+        )
+        dataset = walker.read_dataset()
+    uids = {keyword: _uid(dataset, keyword, keyword in required) for keyword in IDENTIFYING}
+    pixel: PixelElement | None = walker.pixel
+    return Header(
+        dataset=dataset,
+        file_meta=file_meta,
+        transfer_syntax=syntax,
+        sop_class_uid=uids["SOPClassUID"],
+        sop_instance_uid=uids["SOPInstanceUID"],
+        study_instance_uid=uids["StudyInstanceUID"],
+        series_instance_uid=uids["SeriesInstanceUID"],
+        dataset_offset=start,
+        pixel_offset=pixel.offset if pixel else None,
+        pixel_length=pixel.length if pixel else None,
+        encapsulated=pixel.encapsulated if pixel else False,
+        pixel_keyword=pixel.keyword if pixel else "",
+        pixel_is_words=pixel.is_words if pixel else False,
+        total_length=total,
+        omitted=tuple(walker.omitted),
+        complete=walker.complete,
+    )
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """The value of an element as text, several values joined by backslashes; "" if absent, empty or unreadable."""
+    try:
+        value = dataset.get(keyword)
+    except (ValueError, TypeError, AttributeError, KeyError, LookupError, NotImplementedError, OverflowError):
+        # One broken value must not cost the instance; the stored bytes keep it as it came.
+        return ""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue":
+        return "\\".join(str(item) for item in value)
+    return str(value).strip(" \0")
+
+
+def _uid(dataset: Dataset, keyword: str, is_required: bool) -> str:
+    value = text(dataset, keyword)
+    if not value:
+        if is_required:
+            raise PermanentError("missing-uid", keyword)
+        return ""
+    return validated_uid(value)
+
+
+def _read_file_meta(fileobj: BinaryIO, total: int) -> tuple[Dataset, int, str]:
+    fileobj.seek(0)
+    if fileobj.read(132)[128:] != b"DICM":
+        raise PermanentError("not-dicom", "no DICM after a preamble of 128 bytes")
+    walker = Walker(fileobj, 132, implicit=False, little_endian=True, budget=Budget(), default_charset="")
+    # The group length is often wrong, so the group itself tells where it ends.
+    file_meta = walker.read_dataset(only_group=0x0002)
+    return file_meta, walker.position, text(file_meta, "TransferSyntaxUID")
+
+
+@contextmanager
+def _plain(fileobj: BinaryIO, start: int, syntax: str) -> Iterator[tuple[BinaryIO, int]]:
+    if not transfer_syntaxes.is_deflated(syntax):
+        yield fileobj, start
+        return
+    with SpooledTemporaryFile(max_size=_INFLATED_IN_MEMORY) as inflated:
+        for chunk in inflate(fileobj, start):
+            inflated.write(chunk)
+        inflated.seek(0)
+        yield inflated, 0  # type: ignore[misc]
+
+
+@contextmanager
+def open_plain(fileobj: BinaryIO, header: Header) -> Iterator[BinaryIO]:
+    """The stream in which ``header.pixel_offset`` counts: ``fileobj``, or for a deflated data set a temporary file.
+
+    Raises: PermanentError "truncated", "invalid-deflate", "length-out-of-bounds".
+    """
+    with _plain(fileobj, header.dataset_offset, header.transfer_syntax) as (plain, _):
+        yield plain
+
+
+def inflate(fileobj: IO[bytes], start: int) -> Iterator[bytes]:
+    """The inflated data set from ``start`` on, in chunks of at most 64 KiB.
+
+    Raises: PermanentError "truncated" (the stream stops early), "invalid-deflate", "length-out-of-bounds" (over 4 GiB).
+    """
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    fileobj.seek(start)
+    produced = 0
+    while not decompressor.eof:
+        raw = decompressor.unconsumed_tail or fileobj.read(_CHUNK)
+        if not raw:
+            raise PermanentError("truncated", "the deflated data set ends before its last block")
+        try:
+            chunk = decompressor.decompress(raw, _CHUNK)
+        except zlib.error as error:
+            raise PermanentError("invalid-deflate", str(error)) from error
+        produced += len(chunk)
+        if produced > MAX_INFLATED:
+            raise PermanentError("length-out-of-bounds", "the deflated data set inflates beyond 4 GiB")
+        yield chunk
+
+
+def write_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
+    """Preamble, DICM and group 2, after which a received data set can be stored byte for byte.
+
+    Raises: PermanentError("invalid-uid").
+    """
+    elements = b"".join(
+        (
+            _meta_element(0x0001, b"OB", b"\0\1"),
+            _meta_element(0x0002, b"UI", validated_uid(sop_class_uid).encode()),
+            _meta_element(0x0003, b"UI", validated_uid(sop_instance_uid).encode()),
+            _meta_element(0x0010, b"UI", validated_uid(transfer_syntax).encode()),
+            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
+        )
+    )
+    group_length = _meta_element(0x0000, b"UL", struct.pack("<L", len(elements)))
+    return bytes(128) + b"DICM" + group_length + elements
+
+
+def _meta_element(number: int, vr: bytes, value: bytes) -> bytes:
+    if len(value) % 2:
+        value += b"\0" if vr in (b"UI", b"OB") else b" "
+    if vr == b"OB":
+        return struct.pack("<HH2s2xL", 0x0002, number, vr, len(value)) + value
+    return struct.pack("<HH2sH", 0x0002, number, vr, len(value)) + value
+
+
+def is_charset_known(dataset: Dataset) -> bool:
+    """Whether (0008,0005) of the data set has only terms of the standard (absent counts as known)."""
+    return charsets.is_known(text(dataset, "SpecificCharacterSet"))

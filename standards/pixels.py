@@ -1,0 +1,183 @@
+"""Decoding one stored frame into an array."""
+
+import zlib
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
+
+from standards import transfer_syntaxes
+from standards.errors import PermanentError
+from standards.frames import FrameLayout, layout, read_frame
+from standards.part10 import Header
+
+MAX_DECODED_BYTES: Final = 1 << 30
+_FRAMES_AS_NATIVE: Final = (transfer_syntaxes.ENCAPSULATED_UNCOMPRESSED, transfer_syntaxes.DEFLATED_IMAGE_FRAME)
+
+Frame = NDArray[Any]
+
+
+def decode_frame(plain: BinaryIO, header: Header, index: int) -> Frame:
+    """Frame ``index`` (from 0) as an array of rows × columns, or rows × columns × samples.
+
+    Little-endian, in the stored colour space as the codec leaves it, chroma at full resolution, samples beside each
+    other whatever the planar configuration; one bit becomes a byte of 0 or 1. ``plain`` is from ``part10.open_plain``.
+
+    Raises: PermanentError "cannot-decode", "frame-too-large", and those of ``frames.frame_bytes``.
+    """
+    return decode_stored(read_frame(plain, header, index), header)
+
+
+def decode_stored(stored: bytes, header: Header) -> Frame:
+    """Like :func:`decode_frame` for the bytes of one stored frame."""
+    shape = layout(header)
+    if shape.rows * shape.columns * shape.samples * max(1, shape.bits_allocated // 8) > MAX_DECODED_BYTES:
+        raise PermanentError("frame-too-large", f"{shape.rows} × {shape.columns} × {shape.samples}")
+    if not header.encapsulated:
+        return _native(stored, shape, header)
+    if header.transfer_syntax in _FRAMES_AS_NATIVE:
+        raw = stored
+        if header.transfer_syntax == transfer_syntaxes.DEFLATED_IMAGE_FRAME:
+            raw = _inflated(stored, -(-shape.bits // 8))
+        return _native(raw, shape, header)
+    if header.transfer_syntax == transfer_syntaxes.RLE_LOSSLESS and shape.bits_allocated == 1:
+        return _native(_unpack_bits_of_rle(stored), shape, header)
+    _check_codestream(stored, shape)
+    return _decoded(stored, shape, header)
+
+
+def _native(raw: bytes, shape: FrameLayout, header: Header) -> Frame:
+    needed = -(-shape.bits // 8)
+    if len(raw) < needed:
+        raise PermanentError("cannot-decode", f"{len(raw)} bytes where a frame has {needed}")
+    count = shape.bits // shape.bits_allocated
+    if shape.bits_allocated == 1:
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=count, bitorder="little").reshape(_dimensions(shape))
+    little = transfer_syntaxes.is_little_endian(header.transfer_syntax)
+    values: Frame
+    if header.pixel_keyword != "PixelData":
+        values = np.frombuffer(raw, f"{'<' if little else '>'}f{shape.bits_allocated // 8}", count)
+    elif shape.bits_allocated == 8:
+        values = np.frombuffer(raw, np.int8 if shape.is_signed else np.uint8, count)
+        if not little and header.pixel_is_words:
+            # Bytes travel in pairs as big-endian words (PS3.5 8.1.1).
+            padded = np.frombuffer(raw + b"\0" * (len(raw) % 2), np.dtype(">u2")).astype("<u2")
+            values = padded.view(values.dtype)[:count]
+    else:
+        kind = "i" if shape.is_signed else "u"
+        values = np.frombuffer(raw, f"{'<' if little else '>'}{kind}{shape.bits_allocated // 8}", count)
+    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    if shape.photometric_interpretation == "YBR_FULL_422" and shape.samples == 3:
+        return _full_chroma(values, shape)
+    if shape.samples > 1 and shape.planar_configuration == 1:
+        planes = values.reshape(shape.samples, shape.rows, shape.columns)
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+    return _without_unused_bits(values.reshape(_dimensions(shape)), shape, header)
+
+
+def _full_chroma(values: Frame, shape: FrameLayout) -> Frame:
+    """Y1 Y2 Cb Cr for each pair of pixels becomes Y Cb Cr for each pixel."""
+    if shape.rows * shape.columns % 2:
+        raise PermanentError("cannot-decode", "YBR_FULL_422 with an odd number of pixels")
+    pairs = values.reshape(-1, 4)
+    pixels = np.stack((pairs[:, [0, 2, 3]], pairs[:, [1, 2, 3]]), axis=1)
+    return np.ascontiguousarray(pixels.reshape(shape.rows, shape.columns, 3))
+
+
+def _dimensions(shape: FrameLayout) -> tuple[int, ...]:
+    return (shape.rows, shape.columns, shape.samples) if shape.samples > 1 else (shape.rows, shape.columns)
+
+
+def _without_unused_bits(values: Frame, shape: FrameLayout, header: Header) -> Frame:
+    """Bits above Bits Stored (old overlays, rubbish) replaced by the sign, so that all encodings agree."""
+    spare = values.dtype.itemsize * 8 - shape.bits_stored
+    if header.pixel_keyword != "PixelData" or values.dtype.kind == "f" or not 0 < spare < values.dtype.itemsize * 8:
+        return values
+    shifted: Frame = np.right_shift(np.left_shift(values, spare), spare)
+    return shifted
+
+
+def _inflated(stored: bytes, expected: int) -> bytes:
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        return decompressor.decompress(stored, expected + 1)
+    except zlib.error as error:
+        raise PermanentError("cannot-decode", str(error)) from error
+
+
+def _unpack_bits_of_rle(stored: bytes) -> bytes:
+    """The one segment of a bit-packed RLE frame (PS3.5 G.3), as pydicom's decoders start at 8 bits."""
+    if len(stored) < 64:
+        raise PermanentError("cannot-decode", "an RLE frame has a header of 64 bytes")
+    position = int.from_bytes(stored[4:8], "little")
+    output = bytearray()
+    while position < len(stored) - 1:
+        control = stored[position]
+        if control < 128:
+            output += stored[position + 1 : position + 2 + control]
+            position += control + 2
+        elif control > 128:
+            output += stored[position + 1 : position + 2] * (257 - control)
+            position += 2
+        else:
+            position += 1
+    return bytes(output)
+
+
+def _check_codestream(stored: bytes, shape: FrameLayout) -> None:
+    """Refuse a codestream larger than the header says, before a codec allocates memory for it."""
+    size = _codestream_size(stored)
+    if size and size[0] * size[1] > 4 * max(shape.rows * shape.columns, 1 << 20):
+        raise PermanentError("frame-too-large", f"the codestream is {size[0]} × {size[1]}")
+
+
+def _codestream_size(stored: bytes) -> tuple[int, int] | None:
+    """(rows, columns) a JPEG, JPEG-LS or JPEG 2000 codestream claims; None for what has no such marker."""
+    start = stored.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if start >= 0 and len(stored) >= start + 24:
+        width, height, left, top = (int.from_bytes(stored[start + at : start + at + 4]) for at in (8, 12, 16, 20))
+        return max(0, height - top), max(0, width - left)
+    position = 2
+    if stored[:2] != b"\xff\xd8":
+        return None
+    while position + 9 <= len(stored) and stored[position] == 0xFF:
+        marker = stored[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return int.from_bytes(stored[position + 5 : position + 7]), int.from_bytes(
+                stored[position + 7 : position + 9]
+            )
+        position += 2 + int.from_bytes(stored[position + 2 : position + 4])
+    return None
+
+
+def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> Frame:
+    try:
+        decoder = get_decoder(UID(header.transfer_syntax))
+    except NotImplementedError as error:
+        raise PermanentError("cannot-decode", f"no decoder for {header.transfer_syntax}") from error
+    options: dict[str, Any] = {
+        "rows": shape.rows,
+        "columns": shape.columns,
+        "samples_per_pixel": shape.samples,
+        "photometric_interpretation": shape.photometric_interpretation,
+        # A bit-packed image travels in a codec as bytes.
+        "bits_allocated": max(8, shape.bits_allocated),
+        "bits_stored": max(8, shape.bits_stored) if shape.bits_allocated == 1 else shape.bits_stored,
+        "pixel_representation": int(shape.is_signed),
+        "planar_configuration": shape.planar_configuration,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
+    try:
+        array, _ = decoder.as_array(encapsulate([stored], has_bot=False), index=0, raw=True, **options)
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, OSError) as error:
+        # Codecs fail in every way there is; to the caller it is one: this frame cannot be shown.
+        raise PermanentError("cannot-decode", str(error).splitlines()[0][:200] if str(error) else "codec") from error
+    values = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    return _without_unused_bits(values, shape, header) if shape.bits_allocated > 1 else values
