@@ -226,6 +226,11 @@ def encode_for(text: str, charset: str | Sequence[str] | None) -> str:
         if codec is None:
             raise PermanentError("unknown-character-set", f"{term!r} is not a defined term of (0008,0005)")
         codecs.append(codec)
+    return showable_in(text, codecs)
+
+
+def showable_in(text: str, codecs: Sequence[str]) -> str:
+    """:func:`encode_for` for Python codec names, of which any one may show a character."""
     composed = unicodedata.normalize("NFC", text)
     if _can_show(codecs, composed):
         return composed
