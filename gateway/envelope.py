@@ -145,6 +145,22 @@ class Event(Wire):
     body: EventBody
 
 
+class RawEvent(Wire):
+    """An event as the receiver first takes it: the body is judged event by event, so one bad one stops no other."""
+
+    schema_version: int
+    epoch: str = Field(max_length=36)
+    seq: int = Field(ge=1)
+    occurred_at: AwareDatetime
+    body: dict[str, Any]
+
+
+class RawEventBatch(Wire):
+    """``EventBatch`` as the receiver first takes it."""
+
+    events: list[RawEvent] = Field(max_length=500)
+
+
 class EventBatch(Wire):
     """Body of ``POST /federation/v1/events``; events in rising ``seq``, one epoch."""
 
@@ -165,7 +181,7 @@ class Peer(Wire):
     kind: Literal["archive", "clinic", "gateway"]
     ae_title: str
     url: str = Field(description="HTTPS address for other nodes")
-    public_key: str = Field(description="Ed25519, base64 of the 32 raw bytes")
+    public_key: str = Field(description="Ed25519, the 32 raw bytes in unpadded base64url")
 
 
 class Directory(Wire):
@@ -236,8 +252,22 @@ class CommandBatch(Wire):
     commands: list[Command]
 
 
+class RawCommand(Wire):
+    """A command as the node first takes it: one it does not know stops no other."""
+
+    schema_version: int
+    seq: int
+    body: dict[str, Any]
+
+
+class RawCommandBatch(Wire):
+    """``CommandBatch`` as the node first takes it."""
+
+    commands: list[RawCommand]
+
+
 class NodeStatus(Wire):
-    """Body of ``POST /federation/v1/status``: a losable heartbeat."""
+    """Body of ``POST /federation/v1/status``: a losable heartbeat, answered with an ``EventAnswer``."""
 
     version: str
     epoch: str

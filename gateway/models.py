@@ -37,7 +37,7 @@ class NumberedEvent(models.Model):
 
     epoch = models.CharField(max_length=36)
     seq = models.PositiveBigIntegerField()
-    occurred_at = models.DateTimeField()
+    occurred_at = models.DateTimeField(db_index=True)
     body = models.JSONField()
     acknowledged_at = models.DateTimeField(null=True, db_index=True)
 

@@ -1,0 +1,8 @@
+"""URLs of the gateway, mounted at ``/gateway/v1/`` of every node."""
+
+from django.urls import path
+
+from gateway import views
+
+app_name = "gateway"
+urlpatterns = [path("instances/<str:sop_instance_uid>", views.instance, name="instance")]

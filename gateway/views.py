@@ -1,0 +1,64 @@
+"""``/gateway/v1/``: what other nodes may ask of this one."""
+
+from http import HTTPStatus
+from typing import BinaryIO, Final, cast
+
+import structlog
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_http_methods
+
+from gateway import receiving
+from gateway.envelope import problem
+from standards import http_signatures
+from standards.errors import PermanentError, RegisError, TransientError
+
+log = structlog.get_logger(__name__)
+
+_STATUS: Final = {
+    "signature-missing": 401,
+    "signature-invalid": 401,
+    "signature-expired": 401,
+    "unknown-key": 401,
+    "length-missing": 411,
+    "other-receiver": 421,
+    "digests-missing": 400,
+    "body-cut-short": 400,
+    "body-damaged": 409,
+    "digest-mismatch": 409,
+    "storage-full": 507,
+}
+
+
+def _refuse(error: RegisError) -> HttpResponse:
+    status = _STATUS.get(error.code, 503 if isinstance(error, TransientError) else 422)
+    document = problem(error.code, error.detail or HTTPStatus(status).phrase, status)
+    response = JsonResponse(document, status=status, content_type="application/problem+json")
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+@csrf_exempt
+@require_http_methods(["PUT"])
+def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
+    """Take one Part 10 file of a peer and answer with a signed receipt; again and again with the same one."""
+    try:
+        state = receiving.joined()
+        sender = receiving.sender_of(state, "PUT", request.get_full_path(), request.headers)
+        if request.GET.get("to") != state.name:
+            raise PermanentError("other-receiver", f"this is {state.name}")
+        if not (length := request.headers.get("Content-Length", "")).isdigit():
+            raise PermanentError("length-missing", "Content-Length is wanted")
+        receipt = receiving.receive(
+            state,
+            cast(BinaryIO, request),
+            length=int(length),
+            content_digest=http_signatures.content_digest(request.headers),
+            sender=sender,
+            sop_instance_uid=sop_instance_uid,
+            ledger=receiving.promised(request.GET.dict()),
+        )
+    except RegisError as error:
+        log.warning("instance-refused", sop_instance_uid=sop_instance_uid, error=str(error))
+        return _refuse(error)
+    return HttpResponse(receipt.model_dump_json(), content_type="application/json")
