@@ -33,18 +33,23 @@ def decode_frame(plain: BinaryIO, header: Header, index: int) -> Frame:
 
 def decode_stored(stored: bytes, header: Header) -> Frame:
     """Like :func:`decode_frame` for the bytes of one stored frame."""
+    return decode_with_colour_space(stored, header)[0]
+
+
+def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]:
+    """:func:`decode_stored` with the photometric interpretation the array really has."""
     shape = layout(header)
     if shape.rows * shape.columns * shape.samples * max(1, shape.bits_allocated // 8) > MAX_DECODED_BYTES:
         raise PermanentError("frame-too-large", f"{shape.rows} × {shape.columns} × {shape.samples}")
     if not header.encapsulated:
-        return _native(stored, shape, header)
+        return _native(stored, shape, header), shape.photometric_interpretation
     if header.transfer_syntax in _FRAMES_AS_NATIVE:
         raw = stored
         if header.transfer_syntax == transfer_syntaxes.DEFLATED_IMAGE_FRAME:
             raw = _inflated(stored, -(-shape.bits // 8))
-        return _native(raw, shape, header)
+        return _native(raw, shape, header), shape.photometric_interpretation
     if header.transfer_syntax == transfer_syntaxes.RLE_LOSSLESS and shape.bits_allocated == 1:
-        return _native(_unpack_bits_of_rle(stored), shape, header)
+        return _native(_unpack_bits_of_rle(stored), shape, header), shape.photometric_interpretation
     _check_codestream(stored, shape)
     return _decoded(stored, shape, header)
 
@@ -156,7 +161,7 @@ def _codestream_size(stored: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> Frame:
+def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> tuple[Frame, str]:
     try:
         decoder = get_decoder(UID(header.transfer_syntax))
     except NotImplementedError as error:
@@ -175,9 +180,11 @@ def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> Frame:
         "pixel_keyword": "PixelData",
     }
     try:
-        array, _ = decoder.as_array(encapsulate([stored], has_bot=False), index=0, raw=True, **options)
+        array, properties = decoder.as_array(encapsulate([stored], has_bot=False), index=0, raw=True, **options)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, OSError) as error:
         # Codecs fail in every way there is; to the caller it is one: this frame cannot be shown.
         raise PermanentError("cannot-decode", str(error).splitlines()[0][:200] if str(error) else "codec") from error
     values = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    return _without_unused_bits(values, shape, header) if shape.bits_allocated > 1 else values
+    if shape.bits_allocated > 1:
+        values = _without_unused_bits(values, shape, header)
+    return values, str(properties["photometric_interpretation"])
