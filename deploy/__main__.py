@@ -7,8 +7,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-_MODULES = {
-    "service": "deploy.service",
+_COMMANDS = {
+    "demo": ("deploy.demo", "app"),
+    "test": ("deploy.checks", "app"),
+    "bench": ("deploy.bench", "app"),
+    "centre": ("deploy.parts", "centre"),
+    "node": ("deploy.parts", "node"),
+    "disc": ("deploy.disc", "app"),
+    "service": ("deploy.service", "app"),
 }
 
 
@@ -17,12 +23,14 @@ class Regis(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order that the help shows them."""
-        return list(_MODULES)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name, or None."""
-        module = _MODULES.get(cmd_name)
-        return typer.main.get_command(importlib.import_module(module).app) if module else None
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        return typer.main.get_command(getattr(importlib.import_module(module), attribute))
 
 
 app = typer.Typer(cls=Regis, name="regis", no_args_is_help=True, add_completion=False)
