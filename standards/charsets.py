@@ -177,7 +177,8 @@ def transliterate(text: str) -> str:
 
 def _with_neighbours(text: str) -> Iterable[tuple[str, str, str]]:
     composed = unicodedata.normalize("NFC", text)
-    return zip(composed, " " + composed[:-1], composed[1:] + " ", strict=True)
+    padded = f" {composed} "
+    return zip(composed, padded, padded[2:], strict=False)
 
 
 def _ascii_of(char: str, before: str, after: str) -> str:

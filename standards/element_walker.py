@@ -60,6 +60,32 @@ class PixelElement:
 
 
 @dataclass(frozen=True)
+class _CharacterSet:
+    """A Specific Character Set as it holds for one data set or item."""
+
+    terms: list[str]
+    encodings: list[str]
+
+    @classmethod
+    def of(cls, value: str) -> "_CharacterSet":
+        return cls(charsets.terms(value), charsets.python_encodings(value))
+
+    def explains(self, value: bytes) -> bool:
+        """Whether pydicom may decode the value by the declared set; otherwise it is guessed here."""
+        if value.isascii():
+            return True
+        if not charsets.is_known(self.terms) or self.encodings[0] == "iso8859":
+            return len(self.terms) > 1 and b"\x1b" in value
+        if len(self.terms) > 1:
+            return True
+        try:
+            value.decode(self.encodings[0])
+        except (UnicodeDecodeError, LookupError):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
 class _Encoding:
     implicit: bool
     little_endian: bool
@@ -154,7 +180,7 @@ class Walker:
         limit: int,
         encoding: _Encoding,
         depth: int,
-        parent_charset: list[str] | None,
+        parent_charset: _CharacterSet | None,
         *,
         delimited: bool = False,
         only_group: int | None = None,
@@ -163,7 +189,7 @@ class Walker:
         if depth > MAX_DEPTH:
             raise PermanentError("nesting-too-deep", f"sequences are nested deeper than {MAX_DEPTH}")
         elements: dict[BaseTag, RawDataElement | DataElement] = {}
-        encodings = parent_charset or charsets.python_encodings(self._default_charset)
+        charset = parent_charset or _CharacterSet.of(self._default_charset)
         while delimited or self.position < limit:
             start = self.position
             if only_group is not None and self._peek_group() != only_group:
@@ -175,14 +201,14 @@ class Walker:
                 raise PermanentError("length-out-of-bounds", f"({tag:08X}) at {start} is not where a sequence has it")
             if tag == 0 and length == 0 and depth == 0 and self._only_zeros_follow():
                 break
-            element = self._value(tag, vr, length, limit, encoding, depth, encodings)
+            element = self._value(tag, vr, length, limit, encoding, depth, charset)
             if element is not None:
                 elements[BaseTag(tag)] = element
             if tag == 0x00080005 and isinstance(element, RawDataElement):
                 value = (element.value or b"").decode("latin-1")
-                encodings = charsets.python_encodings(value if value.strip(" \0") else self._default_charset)
+                charset = _CharacterSet.of(value if value.strip(" \0") else self._default_charset)
         dataset = Dataset(elements)
-        dataset.set_original_encoding(encoding.implicit, encoding.little_endian, encodings)
+        dataset.set_original_encoding(encoding.implicit, encoding.little_endian, charset.encodings)
         return dataset
 
     def _element_header(self, limit: int, encoding: _Encoding) -> tuple[int, str | None, int]:
@@ -226,7 +252,7 @@ class Walker:
         limit: int,
         encoding: _Encoding,
         depth: int,
-        encodings: list[str],
+        charset: _CharacterSet,
     ) -> RawDataElement | DataElement | None:
         if length == UNDEFINED:
             if tag in _PIXEL_TAGS or vr in ("OB", "OW"):
@@ -236,10 +262,10 @@ class Walker:
                 raise PermanentError("length-out-of-bounds", f"({tag:08X}) of VR {vr} has an undefined length")
             # PS3.5 6.2.2: an UN of undefined length is a sequence in Implicit VR Little Endian.
             inner = _IMPLICIT_LITTLE if vr == "UN" else encoding
-            return self._sequence(tag, limit, inner, depth, encodings, delimited=True)
+            return self._sequence(tag, limit, inner, depth, charset, delimited=True)
         end = self._within(length, limit, tag)
         if vr == "SQ":
-            return self._sequence(tag, end, encoding, depth, encodings, delimited=False)
+            return self._sequence(tag, end, encoding, depth, charset, delimited=False)
         offset = self.position
         if depth == 0 and tag in _PIXEL_TAGS:
             self.pixel = PixelElement(_PIXEL_TAGS[tag], offset, length, False, vr != "OB")
@@ -259,12 +285,15 @@ class Walker:
                 return RawDataElement(BaseTag(tag), known, length, value, offset, encoding.implicit, True, True, False)
             # Decided here, because pydicom may guess a sequence from its dictionaries and recurse into hostile bytes.
             return DataElement(tag, "UN", value, offset, already_converted=True)
+        if vr in charsets.TEXT_VRS and not charset.explains(value):
+            decoded = charsets.decode(value, charset.terms, person_name=vr == "PN").rstrip(" \0")
+            return DataElement(tag, vr, decoded, offset)
         return RawDataElement(
             BaseTag(tag), vr, length, value, offset, encoding.implicit, encoding.little_endian, True, False
         )
 
     def _sequence(
-        self, tag: int, limit: int, encoding: _Encoding, depth: int, encodings: list[str], *, delimited: bool
+        self, tag: int, limit: int, encoding: _Encoding, depth: int, charset: _CharacterSet, *, delimited: bool
     ) -> DataElement:
         items: list[Dataset] = []
         start = self.position
@@ -278,9 +307,9 @@ class Walker:
             if item_tag != _ITEM:
                 raise PermanentError("length-out-of-bounds", f"({item_tag:08X}) where an item of ({tag:08X}) should be")
             if length == UNDEFINED:
-                item = self._elements(limit, encoding, depth + 1, encodings, delimited=True)
+                item = self._elements(limit, encoding, depth + 1, charset, delimited=True)
             else:
-                item = self._elements(self._within(length, limit, tag), encoding, depth + 1, encodings)
+                item = self._elements(self._within(length, limit, tag), encoding, depth + 1, charset)
             if self._keep(0):
                 items.append(item)
         sequence = DataElement(tag, "SQ", DicomSequence(items), start, already_converted=True)

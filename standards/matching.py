@@ -1,7 +1,7 @@
 r"""Attribute matching of C-FIND, and the pieces from which an index builds the same matching in SQL.
 
-An index keeps ``person_names.fold`` of a name in a column and compares it with ``like_pattern(fold_pattern(key))``
-under ``LIKE … ESCAPE '\'``.
+An index keeps ``person_names.fold`` of a name in a column and compares it with each of ``name_patterns(key)`` under
+``LIKE … ESCAPE '\'``.
 
 Source: PS3.4 C.2.2.2
 """
@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from standards.errors import PermanentError
-from standards.person_names import fold, fold_pattern
+from standards.person_names import fold, fold_pattern, latin_key, latin_pattern
 from standards.uids import is_valid_uid
 
 RANGE_VRS: Final = frozenset({"DA", "TM", "DT"})
@@ -51,7 +51,7 @@ class SingleValue:
 
     def matches(self, value: str) -> bool:
         if self.folded:
-            return _folded_name(value) == _folded_name(self.value)
+            return _name_matches(self.value, value)
         return value.strip() == self.value.strip()
 
 
@@ -74,7 +74,7 @@ class Wildcard:
 
     def matches(self, value: str) -> bool:
         if self.folded:
-            return _wildcard_match(_folded_pattern(self.pattern), _folded_name(value))
+            return _name_matches(self.pattern, value)
         return _wildcard_match(self.pattern.strip(), value.strip())
 
 
@@ -186,12 +186,13 @@ def like_pattern(text: str) -> str:
     return escaped.replace("*", "%").replace("?", "_")
 
 
-def name_pattern(key: str) -> str:
-    """The LIKE pattern of a PN key, for a column that holds ``person_names.fold`` of the name.
+def name_patterns(key: str) -> tuple[str, ...]:
+    """The LIKE patterns of a PN key, of which one must fit a column that holds ``person_names.fold`` of the name.
 
-    Carets count as spaces, and what the key leaves out at the end may follow: ``ЩЁГОЛЕВ^П*`` gives ``щеголев п%``.
+    Carets count as spaces: ``ЩЁГОЛЕВ^П*`` gives ``щеголев п%``. ``Щёголев^*`` gives ``щеголев %`` and ``щеголев``, as
+    it asks for the whole family name, with or without more; it does not find «Щёголева».
     """
-    return like_pattern(_folded_pattern(key))
+    return tuple(like_pattern(pattern) for pattern in _folded_patterns(key))
 
 
 def uid_list(text: str) -> list[str]:
@@ -297,13 +298,28 @@ _SPANS: Final = {"DA": _date_span, "TM": _time_span, "DT": _datetime_span}
 # Names and wildcards
 
 
-def _folded_name(text: str) -> str:
-    return fold(text)
+def _folded_patterns(key: str) -> tuple[str, ...]:
+    pattern = fold_pattern(key)
+    whole = re.sub(r"( [*])+$", "", pattern)
+    return (pattern,) if whole == pattern else (f"{whole} *", whole)
 
 
-def _folded_pattern(text: str) -> str:
-    # «Щёголев^*» asks for anyone of that family name, also one whose other components are empty.
-    return re.sub(r" \*$", "*", fold_pattern(text))
+def _name_matches(key: str, value: str) -> bool:
+    """Whether any writing of the name (alphabetic, ideographic, phonetic) fits the key.
+
+    A key in Latin letters also finds a Cyrillic name by its transliteration, since a device without Cyrillic was shown
+    the name that way.
+    """
+    asked = next((group for group in key.split("=") if group.strip()), "")
+    for name in (value, *value.split("=")):
+        folded = fold(name)
+        if any(_wildcard_match(pattern, folded) for pattern in _folded_patterns(asked)):
+            return True
+        if asked.isascii() and not name.isascii():
+            rough = latin_key(name)
+            if any(_wildcard_match(latin_pattern(pattern), rough) for pattern in _folded_patterns(asked)):
+                return True
+    return False
 
 
 def _wildcard_match(pattern: str, text: str) -> bool:

@@ -121,10 +121,28 @@ def latin_key(text: str) -> str:
 
     Empty only if the name has no letters or digits. Differing names may share a key, so it proposes and never proves.
     """
-    prepared = unicodedata.normalize("NFC", text).casefold().replace("š", "sh").replace("č", "ch").replace("ž", "zh")
-    latin = fold(transliterate(prepared)).replace("'", "")
-    words = (
-        _REPEATED.sub(r"\1", reduce(lambda word, pair: word.replace(*pair), _LATIN_FOLDS, word))
-        for word in latin.split(" ")
-    )
+    words = (_rough(word) for word in _latin(text).split(" "))
     return " ".join(words)
+
+
+def latin_pattern(text: str) -> str:
+    """:func:`latin_key` for a matching key: ``*`` and ``?`` stay what they are."""
+    parts = re.split(r"([*?])", text)
+    return "".join(part if part in ("*", "?") else _rough_with_edges(part) for part in parts)
+
+
+def _rough_with_edges(part: str) -> str:
+    # A space at the edge of a piece parts words and must outlive the folding.
+    left = " " if part[:1] and _NOT_WORD.match(part) else ""
+    right = " " if len(part) > 1 and _NOT_WORD.match(part[-1]) else ""
+    key = latin_key(part)
+    return f"{left}{key}{right}" if key else left
+
+
+def _latin(text: str) -> str:
+    prepared = unicodedata.normalize("NFC", text).casefold().replace("š", "sh").replace("č", "ch").replace("ž", "zh")
+    return fold(transliterate(prepared).replace("'", ""))
+
+
+def _rough(word: str) -> str:
+    return _REPEATED.sub(r"\1", reduce(lambda rough, pair: rough.replace(*pair), _LATIN_FOLDS, word))
