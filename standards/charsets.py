@@ -47,6 +47,7 @@ _CODECS: Final = {
     "203": "iso8859_15",
 }
 _STANDALONE: Final = {"GB18030": "gb18030", "GBK": "gbk"}
+_ESCAPE_SEQUENCE = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
 _NUMBERED = re.compile(r"ISO[ _\-]?(?:(2022)[ _\-]?)?(?:IR)?[ _\-]?(\d+)")
 
 # What the letters of Russian and its neighbours become, readable rather than reversible.
@@ -137,6 +138,8 @@ def decode(raw: bytes, charset: str | Sequence[str] | None, *, person_name: bool
     if all(_codec(term) is not None for term in wanted) and (len(wanted) > 1 or b"\x1b" in raw):
         delimiters = {ord(char) for char in (_DELIMITERS_PN if person_name else _DELIMITERS_TEXT)}
         text: str = pydicom.charset.decode_bytes(raw, python_encodings(charset), delimiters)
+        # pydicom leaves the escapes of GB 2312 in the text.
+        text = _ESCAPE_SEQUENCE.sub("", text)
         if "\ufffd" not in text:
             return text
     return _guess(raw)

@@ -72,12 +72,12 @@ class _CharacterSet:
 
     def explains(self, value: bytes) -> bool:
         """Whether pydicom may decode the value by the declared set; otherwise it is guessed here."""
+        if b"\x1b" in value:
+            return False
         if value.isascii():
             return True
-        if not charsets.is_known(self.terms) or self.encodings[0] == "iso8859":
-            return len(self.terms) > 1 and b"\x1b" in value
-        if len(self.terms) > 1:
-            return True
+        if len(self.terms) > 1 or not charsets.is_known(self.terms) or self.encodings[0] == "iso8859":
+            return False
         try:
             value.decode(self.encodings[0])
         except (UnicodeDecodeError, LookupError):
