@@ -1,11 +1,13 @@
 """The DICOMDIR of a disc, written record by record in linear time."""
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -51,7 +53,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
         "InstitutionName",
         "PerformingPhysicianName",
     ),
-    "IMAGE": ("InstanceNumber", "ImageType", "NumberOfFrames", "Rows", "Columns"),
+    "IMAGE": ("InstanceNumber", "ImageType", "ReferencedImageSequence"),
     "RT DOSE": ("InstanceNumber", "DoseSummationType"),
     "RT STRUCTURE SET": ("InstanceNumber", "StructureSetLabel", "StructureSetDate", "StructureSetTime"),
     "RT PLAN": ("InstanceNumber", "RTPlanLabel", "RTPlanDate", "RTPlanTime"),
@@ -131,6 +133,7 @@ _OPTIONAL = {
     "VerificationDateTime",
     "ContentSequence",
     "ReferencedSeriesSequence",
+    "ReferencedImageSequence",
     "BlendingSequence",
     "HL7InstanceIdentifier",
     "DataPointRows",
@@ -163,6 +166,8 @@ _ALTERNATIVES = {
     "ContentDate": ("AcquisitionDate", "SeriesDate", "InstanceCreationDate", "StudyDate"),
     "ContentTime": ("AcquisitionTime", "SeriesTime", "InstanceCreationTime", "StudyTime"),
 }  # fmt: skip
+_DATE = re.compile(r"\d{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
+_TIME = re.compile(r"\d{2}(?:\d{2}(?:\d{2}(?:\.\d{1,6})?)?)?", re.ASCII)
 _DOCUMENT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.104.1": "ENCAP DOC",
     "1.2.840.10008.5.1.4.1.1.104.2": "ENCAP DOC",
@@ -232,6 +237,10 @@ def keys_of(kind: str, dataset: Dataset, *, number: int = 0) -> Dataset:
     keys.DirectoryRecordType = kind
     for keyword in _KEYS[kind]:
         _copy(dataset, keys, keyword, number)
+    if keys.get("PatientSex") not in (None, "M", "F", "O"):
+        del keys.PatientSex
+    if keys.get("VerificationFlag") == "VERIFIED" and not keys.get("VerificationDateTime"):
+        keys.VerificationDateTime = f"{keys.ContentDate}{keys.ContentTime}"
     declared = charsets.terms(dataset.get("SpecificCharacterSet"))
     return charsets.encode_dataset(keys, declared if _can_show(keys, declared) else "ISO_IR 192")
 
@@ -300,18 +309,26 @@ def _can_show(keys: Dataset, charset: list[str]) -> bool:
 def _copy(dataset: Dataset, keys: Dataset, keyword: str, number: int) -> None:
     tag = tag_for_keyword(keyword)
     assert tag is not None
-    element = dataset[tag] if tag in dataset else None
+    element: DataElement | None = dataset.get(tag, None)
     if keyword == "ContentSequence":
         _copy_concept_modifiers(dataset, keys)
         return
     if keyword == "ReferencedSeriesSequence" and element is None:
         return
     if element is not None and not element.is_empty:
-        keys.add(element)
-        return
+        if element.VR not in ("DA", "TM"):
+            keys.add(element)
+            return
+        # Old objects write 1999.05.24 and 10:52:34; the directory is new and follows today's form.
+        plain = str(element.value).translate(
+            {ord("."): None, ord(":"): None} if element.VR == "DA" else {ord(":"): None}
+        )
+        if (_DATE if element.VR == "DA" else _TIME).fullmatch(plain):
+            setattr(keys, keyword, plain)
+            return
     for other in _ALTERNATIVES.get(keyword, ()):
-        value = dataset.get(other)
-        if value:
+        value = str(dataset.get(other) or "")
+        if (_DATE if keyword.endswith("Date") else _TIME).fullmatch(value):
             setattr(keys, keyword, value)
             return
     if keyword in _OPTIONAL:

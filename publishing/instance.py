@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import dcmread
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
@@ -104,7 +105,8 @@ def load(source: Path, content: bytes, medium: Medium) -> Instance:
         dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
     _check_native_length(dataset)
-    if syntax == ExplicitVRLittleEndian or (medium != "cd" and syntax in KEPT_COMPRESSED):
+    sound = not _has_needless_unknowns(dataset)
+    if (syntax == ExplicitVRLittleEndian and sound) or (medium != "cd" and syntax in KEPT_COMPRESSED):
         return Instance(source, header.dataset, dataset, body, syntax, digest)
     if is_encapsulated(syntax):
         _decompress(dataset, syntax)
@@ -173,6 +175,11 @@ def _decompress(dataset: FileDataset, syntax: str) -> None:
         dataset.LossyImageCompression = "01"
 
 
+def _has_needless_unknowns(dataset: Dataset) -> bool:
+    """Whether elements of the standard came as VR UN, which directories and workstations then fail to read."""
+    return any(dataset.get_item(tag).VR == "UN" and tag in DicomDictionary for tag in sorted(dataset.keys()))
+
+
 def _swap_words(dataset: Dataset) -> None:
     """Turn the word streams of a big-endian data set into little-endian ones; all other VRs are values already."""
     for element in dataset:
@@ -194,6 +201,8 @@ def _encode(dataset: FileDataset) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     try:
+        for _ in dataset.iterall():
+            pass  # what is still raw keeps its old VR; reading it through gives the dictionary's
         write_dataset(buffer, dataset)
     except Exception as error:  # values that no writer accepts come in every kind of exception
         raise PermanentError("unencodable", f"{type(error).__name__}: {error}"[:300]) from error

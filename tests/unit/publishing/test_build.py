@@ -1,0 +1,218 @@
+"""What goes on a disc, in which form, and what is refused by name."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from publishing.build import build_disc
+from publishing.contract import CAPACITY, DiscOptions, DiscReport, Progress
+from publishing.image import ImageReader
+from standards.errors import PermanentError, RegisError
+from standards.uids import new_uid
+from tests.unit.publishing.made_up import PDF, ct_slice, save, us_cine
+
+
+def test_the_disc_holds_what_ihe_pdi_asks_for_under_8_3_names(disc: DiscReport, disc_folder: Path) -> None:
+    names = {path.relative_to(disc_folder).as_posix() for path in disc_folder.rglob("*") if path.is_file()}
+    assert {"DICOMDIR", "README.TXT", "INDEX.HTM", "IHE_PDI/VIEWER.JS", "IHE_PDI/INDEX.JS"} <= names
+    assert disc.instances == 9
+    for name in names:
+        parts = name.split("/")
+        assert len(parts) <= 8
+        for part in parts:
+            stem, _, extension = part.partition(".")
+            assert 0 < len(stem) <= 8
+            assert len(extension) <= 3
+            assert all(char.isdigit() or char.isupper() or char == "_" for char in stem + extension)
+        if parts[0] == "DICOM":
+            assert dcmread(disc_folder / name).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+            assert "." not in parts[-1]
+
+
+def test_the_readme_is_plain_ascii_and_names_institution_contact_and_maker(disc_folder: Path) -> None:
+    readme = (disc_folder / "README.TXT").read_bytes()
+    assert readme.isascii()
+    assert b"\r\n" in readme
+    for wanted in (b'Bolnitsa "Vymysel"', b"tel. 000", b"Regis", b"not for", b"INDEX.HTM"):
+        assert wanted in readme
+
+
+def test_an_instance_that_is_already_explicit_little_endian_keeps_every_byte(disc: DiscReport) -> None:
+    assert all(entry.dataset_digest == entry.source_digest for entry in disc.manifest)
+
+
+def test_the_report_names_the_image_by_size_and_digest(disc: DiscReport) -> None:
+    content = disc.output.read_bytes()
+    assert (disc.size, disc.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_joliet_and_udf_lead_to_the_same_files(disc: DiscReport) -> None:
+    with ImageReader(disc.output) as image:
+        assert set(image.names("iso")) == set(image.names("joliet")) == set(image.names("udf"))
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless],
+    ids=lambda uid: uid.name,
+)
+def test_every_lossless_encoding_becomes_explicit_little_endian_with_the_same_pixels(
+    syntax: str, tmp_path: Path
+) -> None:
+    original = ct_slice(new_uid(), new_uid(), 3)
+    pixels = np.frombuffer(original.PixelData, "<i2").reshape(64, 64)
+    if syntax in (JPEG2000Lossless, JPEGLSLossless, RLELossless):
+        original.file_meta = dcmread(save(original, tmp_path / "plain.dcm")).file_meta
+        original.compress(syntax, generate_instance_uid=False)
+        (tmp_path / "plain.dcm").unlink()
+    source = save(original, tmp_path / "source" / "one.dcm", syntax)
+    report = build_disc([source], tmp_path / "disc.iso")
+    with ImageReader(report.output) as image:
+        (tmp_path / "back.dcm").write_bytes(image.read(report.manifest[0].file_id))
+    back = dcmread(tmp_path / "back.dcm")
+    assert back.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert np.array_equal(back.pixel_array, pixels)
+    assert str(back.PatientName) == str(original.PatientName)
+    assert back.SOPInstanceUID == original.SOPInstanceUID
+
+
+def test_big_endian_words_are_turned_round(tmp_path: Path) -> None:
+    ds = ct_slice(new_uid(), new_uid(), 3)
+    pixels = np.frombuffer(ds.PixelData, "<i2").reshape(64, 64)
+    ds.PixelData = pixels.astype(">i2").tobytes()
+    report = build_disc([save(ds, tmp_path / "source.dcm", ExplicitVRBigEndian)], tmp_path / "disc.iso")
+    with ImageReader(report.output) as image:
+        (tmp_path / "back.dcm").write_bytes(image.read(report.manifest[0].file_id))
+    assert np.array_equal(dcmread(tmp_path / "back.dcm").pixel_array, pixels)
+
+
+def test_a_dvd_keeps_jpeg_2000_and_a_cd_does_not(tmp_path: Path) -> None:
+    ds = ct_slice(new_uid(), new_uid(), 1)
+    save(ds, tmp_path / "plain.dcm")
+    ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+    source = save(ds, tmp_path / "j2k.dcm", JPEG2000Lossless)
+    on = {
+        medium: build_disc([source], tmp_path / f"{medium}.iso", options=DiscOptions(medium=medium))
+        for medium in ("cd", "dvd")
+    }
+    assert on["cd"].manifest[0].transfer_syntax_uid == ExplicitVRLittleEndian
+    assert on["dvd"].manifest[0].transfer_syntax_uid == JPEG2000Lossless
+
+
+def test_bad_sources_are_named_and_the_rest_goes_on(study_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(study_folder, source)
+    whole = (source / "us.dcm").read_bytes()
+    (source / "us.dcm").write_bytes(whole[:-1000])
+    (source / "letter.txt").write_text("not an image")
+    video = us_cine(new_uid())
+    video.PixelData = encapsulate([b"\0\0\x01\xb3"])
+    video["PixelData"].is_undefined_length = True
+    save(video, source / "video.dcm", MPEG2MPML)
+    twin = dcmread(source / "ct" / "slice-1.dcm")
+    twin.PatientComments = "changed afterwards"
+    twin.save_as(source / "ct" / "slice-1-changed.dcm")
+    shutil.copy(source / "ct" / "slice-2.dcm", source / "ct" / "slice-2-again.dcm")
+    report = build_disc([source, tmp_path / "nowhere"], tmp_path / "disc.iso")
+    assert {(item.path.name, item.code) for item in report.rejected} == {
+        ("us.dcm", "truncated"),
+        ("letter.txt", "not-dicom"),
+        ("video.dcm", "video-not-allowed"),
+        ("slice-1.dcm", "conflicting-instance"),
+        ("nowhere", "not-found"),
+    }
+    assert [path.name for path in report.duplicates] == ["slice-2.dcm"]
+    assert report.instances == 8
+
+
+def test_a_disc_of_nothing_usable_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "letter.txt").write_text("not an image")
+    output = tmp_path / "out" / "disc.iso"
+    with pytest.raises(PermanentError, match=r"nothing-to-publish.*letter\.txt: not-dicom"):
+        build_disc([tmp_path / "source"], output)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("capacity", [20_000, 90_000, 300_000])
+def test_a_disc_larger_than_its_medium_is_refused_with_advice_and_leaves_nothing(
+    capacity: int, study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CAPACITY, "cd", capacity)
+    output = tmp_path / "out" / "disc.iso"
+    with pytest.raises(PermanentError, match=r"disc-too-large: \d MB are needed, a CD holds \d MB; a DVD") as failure:
+        build_disc([study_folder], output)
+    assert failure.value.code == "disc-too-large"
+    assert list(output.parent.iterdir()) == []
+
+
+def test_an_older_disc_stays_when_the_new_one_fails(tmp_path: Path) -> None:
+    output = tmp_path / "disc.iso"
+    output.write_bytes(b"the disc of yesterday")
+    with pytest.raises(RegisError):
+        build_disc([], output)
+    assert output.read_bytes() == b"the disc of yesterday"
+
+
+def test_a_pdf_report_is_on_the_disc_as_a_page(study_folder: Path, tmp_path: Path) -> None:
+    pdf = tmp_path / "signed.pdf"
+    pdf.write_bytes(PDF)
+    report = build_disc([study_folder / "ct"], tmp_path / "disc.iso", options=DiscOptions(reports=(pdf,)))
+    with ImageReader(report.output) as image:
+        assert image.read("IHE_PDI/REPORT01.PDF") == PDF
+        assert "IHE_PDI/REPORT01.PDF" in image.read("INDEX.HTM").decode()
+
+
+def test_a_report_given_as_an_instance_is_on_the_disc_as_dicom_and_as_a_page(
+    study_folder: Path, tmp_path: Path
+) -> None:
+    options = DiscOptions(reports=(study_folder / "report-pdf.dcm",))
+    report = build_disc([study_folder / "ct"], tmp_path / "disc.iso", options=options)
+    assert report.instances == 7
+    with ImageReader(report.output) as image:
+        assert image.read("IHE_PDI/REPORT01.PDF") == PDF
+
+
+def test_a_disc_is_not_made_without_the_report_it_was_ordered_with(study_folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "signed.pdf"
+    broken.write_bytes(b"half a repo")
+    with pytest.raises(PermanentError, match=r"report-unusable: signed\.pdf"):
+        build_disc([study_folder], tmp_path / "disc.iso", options=DiscOptions(reports=(broken,)))
+
+
+def test_two_patients_under_one_study_uid_stay_two_patients(tmp_path: Path) -> None:
+    study = new_uid()
+    first, second = ct_slice(study, new_uid(), 1), ct_slice(study, new_uid(), 1)
+    second.PatientName = "Вымышленная^Анна"
+    save(first, tmp_path / "source" / "1.dcm")
+    save(second, tmp_path / "source" / "2.dcm")
+    report = build_disc([tmp_path / "source"], tmp_path / "disc.iso")
+    assert {entry.file_id.split("/")[1] for entry in report.manifest} == {"PA000001", "PA000002"}
+
+
+def test_progress_goes_through_every_step(study_folder: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    build_disc([study_folder], tmp_path / "disc.iso", progress=seen.append)
+    assert list(dict.fromkeys(item.step for item in seen)) == ["reading", "viewer", "writing", "verifying"]
+    assert all(0 <= item.done <= item.total for item in seen)
+
+
+def test_the_label_says_whose_disc_it_is_and_what_is_on_it(disc: DiscReport) -> None:
+    assert disc.label.splitlines()[0] == "Щёголев-Ящуржинский Пётр Ёжикович"
+    assert "20.11.2026 КТ грудной клетки" in disc.label
+    assert disc.label.splitlines()[-1] == "DICOM PLUS WEB"
