@@ -14,8 +14,9 @@ from django.db.models import Count, Max, Q
 from django.utils import timezone
 
 from gateway import actions, client, registry
-from gateway.envelope import Event, EventAnswer, EventBatch
+from gateway.envelope import SCHEMA_VERSION, EventAnswer, RawEvent, RawEventBatch
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
+from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +26,7 @@ EVENTS_PER_BATCH = 500
 BYTES_PER_BATCH = 4_000_000
 HELD_AT_ONCE = 500
 SAME_REFUSAL_SECONDS = 60
+ANOTHER_HAS_THIS_EPOCH = {"epoch-superseded", "epoch-forked"}
 
 
 def catch_up() -> bool:
@@ -227,23 +229,30 @@ def push(centre: httpx.Client) -> bool:
     batch = _next_batch(state)
     if not batch:
         return False
-    answer = client.ask(
-        centre, state, "POST", "/federation/v1/events", EventBatch.model_construct(events=batch).model_dump_json()
-    )
+    body = RawEventBatch(events=batch).model_dump_json()
+    try:
+        answer = client.ask(centre, state, "POST", "/federation/v1/events", body)
+    except PermanentError as error:
+        if error.code in ANOTHER_HAS_THIS_EPOCH:
+            log.error("another-node-has-this-epoch", epoch=state.epoch, error=str(error))
+            actions.new_epoch()
+        raise
     settle(EventAnswer.model_validate_json(answer), state.acknowledged_seq)
     return True
 
 
-def _next_batch(state: JoinState) -> list[Event]:
+def _next_batch(state: JoinState) -> list[RawEvent]:
     rows = NumberedEvent.objects.filter(epoch=state.epoch, seq__gt=state.acknowledged_seq).order_by("seq")
-    batch: list[Event] = []
+    batch: list[RawEvent] = []
     size = 0
     for row in rows[:EVENTS_PER_BATCH].iterator(chunk_size=50):
         size += len(json.dumps(row.body))
         if batch and size > BYTES_PER_BATCH:
             break
         batch.append(
-            Event.model_validate({"epoch": row.epoch, "seq": row.seq, "occurred_at": row.occurred_at, "body": row.body})
+            RawEvent(
+                schema_version=SCHEMA_VERSION, epoch=row.epoch, seq=row.seq, occurred_at=row.occurred_at, body=row.body
+            )
         )
     return batch
 

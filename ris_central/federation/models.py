@@ -27,6 +27,7 @@ class Node(models.Model):
     epoch = models.CharField(max_length=36, blank=True)
     cursor = models.PositiveBigIntegerField(default=0)
     last_command_seq = models.PositiveBigIntegerField(default=0)
+    applied_command_seq = models.PositiveBigIntegerField(default=0)
     last_seen_at = models.DateTimeField(null=True)
     status = models.JSONField(default=dict)
 
@@ -44,6 +45,7 @@ class JoinCode(models.Model):
     digest = models.CharField(max_length=64, unique=True)
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True)
+    used_by_key = models.CharField(max_length=64, blank=True)
 
 
 class InboxEvent(models.Model):
@@ -63,14 +65,38 @@ class InboxEvent(models.Model):
 
 
 class Command(models.Model):
-    """Something a node is to do or know; written in the transaction of its cause."""
+    """Something a node is to do or know; written in the transaction of its cause.
+
+    ``seq`` is given when the node asks, after that transaction: writers of commands never wait for each other.
+    """
 
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="commands")
-    seq = models.PositiveBigIntegerField()
+    seq = models.PositiveBigIntegerField(null=True)
     type = models.CharField(max_length=32)
     body = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["node", "seq"], name="command_once")]
+        indexes = [models.Index(fields=["node"], condition=models.Q(seq=None), name="command_not_numbered")]
         ordering = ["seq"]
+
+
+class DeliveryState(models.Model):
+    """The latest word of a node on how far its ledger is with a study towards a destination."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="deliveries")
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    destination = models.CharField(max_length=64)
+    total = models.PositiveIntegerField()
+    receipted = models.PositiveIntegerField()
+    failed = models.PositiveIntegerField()
+    last_error = models.CharField(max_length=255, blank=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node", "study_instance_uid", "destination"], name="delivery_state_once_per_study"
+            )
+        ]

@@ -1,0 +1,165 @@
+"""Everything that changes the node registry and the outbox of commands."""
+
+import hashlib
+import secrets
+import time
+from datetime import timedelta
+
+from django.db import transaction
+from django.http import HttpRequest
+from django.utils import timezone
+
+from gateway.envelope import (
+    SCHEMA_VERSION,
+    CommandBody,
+    Directory,
+    JoinAnswer,
+    JoinRequest,
+    NodeStatus,
+    Peer,
+    RawCommand,
+)
+from ris_central.audit.actions import record
+from ris_central.federation.keys import token_keys
+from ris_central.federation.listeners import node_joined
+from ris_central.federation.models import Command, JoinCode, Node
+from ris_central.organizations.models import Site
+from standards.errors import PermanentError
+from standards.tokens import public_key_from_text
+
+CODE_HOURS = 24
+COMMANDS_AT_ONCE = 100
+_ALPHABET = "ABCDEFGHJKMNPQRSTVWXYZ23456789"  # no look-alikes: codes are read from one screen and typed at another
+
+
+def _digest(code: str) -> str:
+    plain = "".join(character for character in code.upper() if character.isalnum())
+    return hashlib.sha256(plain.encode("utf-8")).hexdigest()
+
+
+@transaction.atomic
+def create_join_code(
+    site: Site, kind: str, name: str, *, hours: int = CODE_HOURS, request: HttpRequest | None = None
+) -> tuple[Node, str]:
+    """Register the node ``name`` of a site and make a one-time code for it; returns both. Only its hash is kept.
+
+    For a node that is registered already it is a code to join again with (new hardware, a lost key).
+
+    Raises: PermanentError "unknown-kind", "node-name-taken".
+    """
+    if kind not in Node.Kind.values:
+        raise PermanentError("unknown-kind", kind)
+    node, _ = Node.objects.get_or_create(name=name, defaults={"site": site, "kind": kind})
+    if node.site_id != site.pk or node.kind != kind:
+        raise PermanentError("node-name-taken", f"{name} is the {node.kind} node of {node.site.code}")
+    code = "-".join("".join(secrets.choice(_ALPHABET) for _ in range(4)) for _ in range(4))
+    JoinCode.objects.create(node=node, digest=_digest(code), expires_at=timezone.now() + timedelta(hours=hours))
+    record("node.join-code", request=request, actor=None if request else "centre", entity=node, detail={"kind": kind})
+    return node, code
+
+
+@transaction.atomic
+def join(request: JoinRequest) -> JoinAnswer:
+    """Spend a one-time code: the node is known by its key from now on, and the whole region hears of it.
+
+    The same node may spend the same code again, in case the answer was lost.
+
+    Raises: PermanentError "join-code-wrong", "join-code-spent", "join-code-expired", "join-kind-mismatch",
+        "invalid-key", "key-taken".
+    """
+    public_key_from_text(request.public_key)
+    code = JoinCode.objects.select_for_update(of=("self",)).filter(digest=_digest(request.code)).first()
+    if code is None:
+        raise PermanentError("join-code-wrong", "no such code")
+    if code.used_at is not None and code.used_by_key != request.public_key:
+        raise PermanentError("join-code-spent", "the code was used by another node")
+    if code.used_at is None and code.expires_at < timezone.now():
+        raise PermanentError("join-code-expired", f"at {code.expires_at:%Y-%m-%d %H:%M} UTC")
+    node = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=code.node_id)
+    if node.kind != request.kind:
+        raise PermanentError("join-kind-mismatch", f"The code is for {node.kind}, this node is {request.kind}.")
+    if Node.objects.filter(public_key=request.public_key).exclude(pk=node.pk).exists():
+        raise PermanentError("key-taken", "another node has this key; was its data folder copied?")
+    code.used_at = code.used_at or timezone.now()
+    code.used_by_key = request.public_key
+    code.save(update_fields=["used_at", "used_by_key"])
+    for name in ("ae_title", "public_key", "url", "browser_url", "host", "dicom_port"):
+        setattr(node, name, getattr(request, name))
+    node.joined_at, node.revoked_at = timezone.now(), None
+    node.save()
+    record("node.joined", actor=node.name, entity=node, detail={"ae_title": node.ae_title, "url": node.url})
+    broadcast_directory()
+    node_joined(node)
+    return JoinAnswer(name=node.name, directory=directory_of(node))
+
+
+@transaction.atomic
+def revoke(node: Node, *, request: HttpRequest | None = None) -> None:
+    """Trust this node no more: its requests are refused here, and its peers forget its key."""
+    Node.objects.filter(pk=node.pk).update(revoked_at=timezone.now())
+    JoinCode.objects.filter(node=node, used_at=None).delete()
+    record("node.revoked", request=request, actor=None if request else "centre", entity=node)
+    broadcast_directory()
+
+
+def directory_of(node: Node) -> Directory:
+    """The trust list as this node is to know it. Clinics mirror to every archive."""
+    trusted = list(Node.objects.filter(joined_at__isnull=False, revoked_at=None).order_by("name"))
+    mirrors = node.kind in (Node.Kind.CLINIC, Node.Kind.GATEWAY)
+    return Directory(
+        peers=[
+            Peer.model_validate(
+                {
+                    "name": peer.name,
+                    "kind": peer.kind,
+                    "ae_title": peer.ae_title,
+                    "url": peer.url,
+                    "public_key": peer.public_key,
+                }
+            )
+            for peer in trusted
+        ],
+        token_keys=token_keys(),
+        mirror_to=[peer.name for peer in trusted if mirrors and peer.kind == Node.Kind.ARCHIVE],
+        site_name=node.site.name,
+        time_zone=node.site.time_zone,
+    )
+
+
+def broadcast_directory() -> None:
+    """Send every trusted node the directory as it is now."""
+    for node in Node.objects.filter(joined_at__isnull=False, revoked_at=None).select_related("site"):
+        send_command(node, directory_of(node))
+
+
+def send_command(node: Node, body: CommandBody) -> Command:
+    """Put a command on the node's outbox, in the caller's transaction; the node has it as soon as that commits."""
+    return Command.objects.create(node=node, type=body.type, body=body.model_dump(mode="json"))
+
+
+@transaction.atomic
+def take_commands(node_id: int, after: int) -> list[RawCommand]:
+    """The commands after ``after`` that wait for a node, numbered now where they were not. ``after`` is applied.
+
+    Numbers come from the clock where it is ahead, so that they rise even over a restore of this database.
+    """
+    node = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=node_id)
+    fresh = list(Command.objects.filter(node=node, seq=None).order_by("pk")[:COMMANDS_AT_ONCE])
+    for command in fresh:
+        node.last_command_seq = max(node.last_command_seq + 1, after + 1, time.time_ns() // 1_000_000)
+        command.seq = node.last_command_seq
+    if fresh:
+        Command.objects.bulk_update(fresh, ["seq"])
+    if fresh or after > node.applied_command_seq:
+        node.applied_command_seq = max(after, node.applied_command_seq)
+        node.save(update_fields=["last_command_seq", "applied_command_seq"])
+    waiting = Command.objects.filter(node=node, seq__gt=after).order_by("seq")[:COMMANDS_AT_ONCE]
+    return [
+        RawCommand.model_validate({"schema_version": SCHEMA_VERSION, "seq": command.seq, "body": command.body})
+        for command in waiting
+    ]
+
+
+def record_status(node: Node, status: NodeStatus) -> None:
+    """Keep the latest heartbeat of a node."""
+    Node.objects.filter(pk=node.pk).update(last_seen_at=timezone.now(), status=status.model_dump(mode="json"))

@@ -1,0 +1,150 @@
+"""Events up: each is taken into the inbox once, in the order of its node, and applied in the same transaction."""
+
+import structlog
+from django.db import DatabaseError, InterfaceError, transaction
+from django.utils import timezone
+from pydantic import ValidationError
+
+from gateway.envelope import ACCEPTED_VERSIONS, SCHEMA_VERSION, DeliveryProgress, Event, EventAnswer, RawEvent
+from ris_central.federation.listeners import listeners_of
+from ris_central.federation.models import DeliveryState, InboxEvent, Node
+from standards.errors import PermanentError, TransientError
+
+log = structlog.get_logger(__name__)
+
+
+def take(node: Node, events: list[RawEvent]) -> EventAnswer:
+    """Take a batch; how far this node's events are durably taken now.
+
+    Events that were taken before are passed over; after a gap nothing is taken, and the answer tells where to go on.
+
+    Raises: PermanentError "mixed-epochs", "schema-version", "epoch-superseded", "epoch-forked"; TransientError of a
+        listener, and DatabaseError: what came before in the batch is kept.
+    """
+    if len({event.epoch for event in events}) > 1:
+        raise PermanentError("mixed-epochs", "one batch, one epoch")
+    if strange := {event.schema_version for event in events} - set(ACCEPTED_VERSIONS):
+        raise PermanentError("schema-version", f"the centre does not speak version {sorted(strange)}")
+    if events:
+        _enter_epoch(node, events[0].epoch)
+    for event in events:
+        if not _take_one(node, event):
+            break
+    node.refresh_from_db(fields=["epoch", "cursor"])
+    return EventAnswer(epoch=node.epoch, cursor=node.cursor)
+
+
+@transaction.atomic
+def _enter_epoch(node: Node, epoch: str) -> None:
+    locked = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=node.pk)
+    if locked.epoch == epoch:
+        return
+    if InboxEvent.objects.filter(node=node, epoch=epoch).exists():
+        raise PermanentError("epoch-superseded", "this node went on under another epoch; is it a copy?")
+    log.info("node-enters-epoch", node=node.name, epoch=epoch)
+    locked.epoch, locked.cursor = epoch, 0
+    locked.save(update_fields=["epoch", "cursor"])
+
+
+@transaction.atomic
+def _take_one(node: Node, raw: RawEvent) -> bool:
+    """Take one event if it is the next one; False at a gap."""
+    locked = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=node.pk)
+    if locked.epoch != raw.epoch:
+        return False
+    if raw.seq <= locked.cursor:
+        known = (
+            InboxEvent.objects.filter(node=node, epoch=raw.epoch, seq=raw.seq).values_list("body", flat=True).first()
+        )
+        if known is not None and known != raw.body:
+            raise PermanentError("epoch-forked", f"event {raw.seq} came twice with different content; is it a copy?")
+        return True
+    if raw.seq > locked.cursor + 1:
+        return False
+    row = InboxEvent(
+        node=locked,
+        epoch=raw.epoch,
+        seq=raw.seq,
+        type=str(raw.body.get("type", ""))[:32],
+        occurred_at=raw.occurred_at,
+        body=raw.body,
+        error=_apply(locked, raw),
+    )
+    row.save(force_insert=True)
+    Node.objects.filter(pk=locked.pk).update(cursor=raw.seq, last_seen_at=timezone.now())
+    return True
+
+
+def _apply(node: Node, raw: RawEvent) -> str:
+    """Hand an event to its listeners, all or none of them; why it could not be applied, or "".
+
+    What may work later is raised, so that the node sends the event again.
+    """
+    try:
+        event = Event.model_validate(raw.model_dump())
+    except ValidationError as error:
+        log.error("event-not-understood", node=node.name, seq=raw.seq, type=raw.body.get("type"))
+        return f"event-not-understood: {error.error_count()} faults, first at {error.errors()[0]['loc']}"
+    try:
+        with transaction.atomic():
+            for listener in listeners_of(event.body.type):
+                listener(node, event)
+    except (TransientError, InterfaceError):
+        raise
+    except DatabaseError as error:
+        if _may_pass(error):
+            raise
+        return _keep(node, raw, error)
+    except Exception as error:
+        # The boundary between a node's facts and our own code: kept with the event, shown, applied again by a person.
+        return _keep(node, raw, error)
+    return ""
+
+
+def _may_pass(error: DatabaseError) -> bool:
+    """Whether the database itself was at fault (away, deadlock, serialization), not what was written."""
+    state = str(getattr(error.__cause__, "sqlstate", None) or "08000")
+    return state[:2] in {"08", "40", "53", "55", "57", "58"}
+
+
+def _keep(node: Node, raw: RawEvent, error: Exception) -> str:
+    log.exception("event-not-applied", node=node.name, seq=raw.seq, type=raw.body.get("type"))
+    return f"{type(error).__name__}: {error}"
+
+
+@transaction.atomic
+def apply_again(row: InboxEvent) -> str:
+    """Try an event again that could not be applied; what is wrong still, or ""."""
+    locked = InboxEvent.objects.select_for_update(of=("self",)).select_related("node").get(pk=row.pk)
+    if not locked.error:
+        return ""
+    raw = RawEvent.model_validate(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "epoch": locked.epoch,
+            "seq": locked.seq,
+            "occurred_at": locked.occurred_at,
+            "body": locked.body,
+        }
+    )
+    locked.error = _apply(locked.node, raw)
+    locked.save(update_fields=["error"])
+    return locked.error
+
+
+def keep_progress(node: Node, event: Event) -> None:
+    """Remember the latest progress of a node's ledger with a study (a listener of ``delivery.progress``)."""
+    if not isinstance(event.body, DeliveryProgress):
+        raise PermanentError("unexpected-event", event.body.type)
+    told = event.body
+    DeliveryState.objects.update_or_create(
+        node=node,
+        study_instance_uid=told.study_instance_uid,
+        destination=told.destination,
+        defaults={
+            "total": told.total,
+            "receipted": told.receipted,
+            "failed": told.failed,
+            "last_error": told.last_error[:255],
+        },
+    )
