@@ -69,6 +69,7 @@ def database(url: str, data_dir: Path) -> dict[str, Any]:
         return {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": data_dir / "node.sqlite3",
+            "CONN_MAX_AGE": None,  # threads close theirs when they end; opening one costs more than a query
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 30,

@@ -5,19 +5,25 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from django.contrib.auth.models import User
 from django.db import Error as DatabaseError
 from django.db import connection
 from django.db.models import Count, Max, Min, Prefetch, Q, QuerySet
+from pydicom.dataset import Dataset
 
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry
+from pacs_node.clinic.models import WorklistEntry
 from pacs_node.config import config
 from pacs_node.study_index.models import Instance, Series, Study
+from standards import part10
+from standards.errors import PermanentError
+from standards.matching import date_range
 from standards.person_names import fold, latin_key
+from worklist.feed import WorklistItem
 
 _DAY_FIRST = re.compile(r"(\d{1,2})[./](\d{1,2})[./](\d{4})")
 _YEAR_FIRST = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})")
@@ -49,14 +55,11 @@ def find_studies(user: User, text: str) -> QuerySet[Study]:
         if date := _birth_date(word):
             fits |= Q(patient_birth_date=date) | Q(study_date=date)
         studies = studies.filter(fits)
-    held = Series.objects.annotate(held=Count("instances", filter=Q(**_prefixed("instances"))))
+    here = Q(instances__is_variant=False, instances__released_at__isnull=True)
+    held = Series.objects.annotate(held=Count("instances", filter=here))
     return studies.order_by("-study_date", "-study_time", "-pk").prefetch_related(
         Prefetch("series", queryset=held.order_by("series_number", "pk"), to_attr="listed_series")
     )
-
-
-def _prefixed(relation: str) -> dict[str, object]:
-    return {f"{relation}__is_variant": False, f"{relation}__released_at__isnull": True}
 
 
 @dataclass(frozen=True)
@@ -181,3 +184,30 @@ def _dicom_health() -> str:
     except OSError as error:
         return f"does not listen: {os.strerror(error.errno or 0)}"
     return "ok"
+
+
+class ClinicSchedule:
+    """The cached worklist as a ``worklist.scp.ScheduleSource``."""
+
+    def items(self, query: Dataset) -> Iterator[WorklistItem]:
+        """Items narrowed by station and day in SQL; a day is widened by one on both sides, as zones differ."""
+        entries = WorklistEntry.objects.order_by("starts_at", "scheduled_procedure_step_id")
+        steps = query.get("ScheduledProcedureStepSequence") or []
+        if steps:
+            station = part10.text(steps[0], "ScheduledStationAETitle")
+            if station and not set(station) & set("*?\\"):
+                entries = entries.filter(scheduled_station_ae_title=station)
+            first, last = date_range(part10.text(steps[0], "ScheduledProcedureStepStartDate"))
+            if first:
+                entries = entries.filter(starts_at__gte=_midnight(first) - timedelta(days=1))
+            if last:
+                entries = entries.filter(starts_at__lt=_midnight(last) + timedelta(days=2))
+        for entry in entries.iterator(200):
+            yield WorklistItem.model_validate(entry.item)
+
+
+def _midnight(date: str) -> datetime:
+    try:
+        return datetime.strptime(date, "%Y%m%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise PermanentError("invalid-range", f"{date} is not a day of the calendar") from None

@@ -37,15 +37,15 @@ class FilesystemStorage:
     def __init__(self, root: Path, *, low_space_bytes: int = 0) -> None:
         self.root = root.absolute()
         self.low_space_bytes = low_space_bytes
-        self._incoming = self.root / "incoming"
+        self.incoming = self.root / "incoming"
         self._durable: set[Path] = set()
         self._journal_locks = [threading.Lock() for _ in range(64)]
-        self._make_durable(self._incoming)
+        self._make_durable(self.incoming)
 
     def new_incoming(self) -> Path:
         """A fresh path on the storage's own filesystem. Raises: TransientError("storage-full")."""
         self.check_space()
-        return self._incoming / f"{os.getpid()}-{uuid.uuid4().hex}.dcm"
+        return self.incoming / f"{os.getpid()}-{uuid.uuid4().hex}.dcm"
 
     def check_space(self) -> None:
         """Raises: TransientError("storage-full") below the watermark."""
@@ -158,7 +158,7 @@ class FilesystemStorage:
     def clean_incoming(self) -> int:
         """Remove what processes that are gone left half-written; how many files that were."""
         removed = 0
-        for path in self._incoming.iterdir():
+        for path in self.incoming.iterdir():
             owner = path.name.split("-", 1)[0]
             alive = owner.isdigit() and int(owner) != os.getpid() and Path(f"/proc/{owner}").exists()
             if not alive:

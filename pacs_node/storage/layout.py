@@ -21,9 +21,7 @@ def study_key(study_instance_uid: str) -> str:
 
 def instance_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> str:
     """The place of an instance. Raises: PermanentError("invalid-uid")."""
-    return (
-        f"{study_key(study_instance_uid)}/{validated_uid(series_instance_uid)}/{validated_uid(sop_instance_uid)}.dcm"
-    )
+    return f"{study_key(study_instance_uid)}/{validated_uid(series_instance_uid)}/{validated_uid(sop_instance_uid)}.dcm"
 
 
 def variant_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str, dataset_sha256: str) -> str:

@@ -1,4 +1,4 @@
-"""What the node asks of a store of instances. Keys are relative POSIX paths of validated UIDs; S3 uses the same ones."""
+"""What the node asks of a store of instances. Keys are relative POSIX paths of validated UIDs, on S3 too."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,8 +1,18 @@
 """Django app study_index."""
 
+from importlib import import_module
+
 from django.apps import AppConfig
+
+from gateway.registry import register_store
 
 
 class StudyIndexConfig(AppConfig):
+    """What the node holds; it plugs its store into the gateway."""
+
     name = "pacs_node.study_index"
     label = "study_index"
+
+    def ready(self) -> None:
+        """Give the gateway the store (its module needs the models, which are loaded only now)."""
+        register_store(import_module("pacs_node.study_index.gateway_store").IndexedStore())

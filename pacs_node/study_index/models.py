@@ -1,6 +1,6 @@
 """Patient-study, series and instance rows of a node. Surrogate keys; DICOM UIDs are attributes.
 
-``*_fold`` and ``*_sort`` columns are made by ``standards.person_names`` so that matching and ordering need no collation.
+``*_fold`` and ``*_sort`` columns are made by ``standards.person_names``: matching and ordering need no collation.
 ``attributes`` hold the level's remaining attributes in the DICOM JSON Model (PS3.18 F) for QIDO and C-FIND returns.
 """
 

@@ -1,0 +1,101 @@
+"""Every write of the AE registry, the refusals and the cached worklist."""
+
+from collections.abc import Iterable
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from gateway.actions import record_refused
+from pacs_node.clinic import audit
+from pacs_node.clinic.models import ApplicationEntity, RefusedAssociation, WorklistEntry
+from pacs_node.config import config
+from worklist.feed import DeviceRules, WorklistItem
+
+
+@transaction.atomic
+def apply_schedule(items: Iterable[WorklistItem], removed: Iterable[str]) -> None:
+    """Put or replace these Scheduled Procedure Steps and take the removed ids away; applying twice changes nothing."""
+    for item in items:
+        WorklistEntry.objects.update_or_create(
+            scheduled_procedure_step_id=item.scheduled_procedure_step_id,
+            defaults={
+                "scheduled_station_ae_title": item.scheduled_station_ae_title,
+                "starts_at": item.starts_at,
+                "item": item.model_dump(mode="json"),
+            },
+        )
+    WorklistEntry.objects.filter(scheduled_procedure_step_id__in=list(removed)).delete()
+
+
+@transaction.atomic
+def apply_devices(devices: Iterable[DeviceRules]) -> None:
+    """Replace what the centre said of application entities; what a person admitted here stays as it is."""
+    rules = {device.ae_title: device for device in devices}
+    local = set(
+        ApplicationEntity.objects.filter(origin=ApplicationEntity.Origin.LOCAL).values_list("ae_title", flat=True)
+    )
+    ApplicationEntity.objects.filter(origin=ApplicationEntity.Origin.CENTRE).exclude(ae_title__in=list(rules)).delete()
+    for ae_title, device in rules.items():
+        if ae_title not in local:
+            ApplicationEntity.objects.update_or_create(
+                ae_title=ae_title,
+                defaults={**device.model_dump(exclude={"ae_title"}), "origin": ApplicationEntity.Origin.CENTRE},
+            )
+
+
+@transaction.atomic
+def admit(ae_title: str, *, actor: str, address: str = "", host: str = "", port: int = 0) -> ApplicationEntity:
+    """Let an application entity in and forget its refusals. ``address`` is where ``actor`` sits, for the audit.
+
+    An AE that is known but may not call from where it calls may call from anywhere afterwards.
+    """
+    entity, created = ApplicationEntity.objects.get_or_create(
+        ae_title=ae_title,
+        defaults={
+            "character_set": config().default_character_set,
+            "time_zone": config().time_zone,
+            "host": host,
+            "port": port,
+        },
+    )
+    if not created:
+        entity.address = ""
+        entity.origin = ApplicationEntity.Origin.LOCAL
+        if host:
+            entity.host, entity.port = host, port
+        entity.save()
+    RefusedAssociation.objects.filter(calling_ae_title=ae_title).delete()
+    audit.record("ae.admitted", actor=actor, entity=ae_title, address=address)
+    return entity
+
+
+@transaction.atomic
+def record_refusal(*, calling_ae_title: str, called_ae_title: str, address: str, reason: str) -> RefusedAssociation:
+    """Count a peer that was turned away. The first attempt of each kind, and
+    each tenfold of it, goes to the audit and the centre: a device that knocks every second must not flood them."""
+    row, created = RefusedAssociation.objects.get_or_create(
+        calling_ae_title=calling_ae_title[:16],
+        called_ae_title=called_ae_title[:16],
+        address=address[:64],
+        reason=reason[:64],
+    )
+    if not created:
+        RefusedAssociation.objects.filter(pk=row.pk).update(attempts=F("attempts") + 1, last_at=timezone.now())
+        row.refresh_from_db()
+    if str(row.attempts).strip("0") == "1":
+        record_refused(
+            calling_ae_title=row.calling_ae_title,
+            called_ae_title=row.called_ae_title,
+            address=row.address,
+            reason=row.reason,
+        )
+        audit.record(
+            "association.refused",
+            actor=row.calling_ae_title or "unknown",
+            outcome="refused",
+            entity=row.called_ae_title,
+            address=row.address,
+            detail={"reason": row.reason, "attempts": row.attempts},
+        )
+    return row

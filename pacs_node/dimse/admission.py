@@ -1,0 +1,97 @@
+"""Who may open an association: the AE registry decides, and every refusal is written down."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+from weakref import WeakKeyDictionary
+
+import structlog
+from django.db import Error as DatabaseError
+from pynetdicom import evt
+from pynetdicom.association import Association
+
+from pacs_node.clinic.actions import record_refusal
+from pacs_node.clinic.models import ApplicationEntity
+from pacs_node.config import config
+from pacs_node.dimse.connections import healthy_connection
+from standards.errors import PermanentError
+
+log = structlog.get_logger(__name__)
+
+UNKNOWN_CALLING: Final = "the calling AE title is not registered here"
+WRONG_ADDRESS: Final = "this AE title is registered for another address"
+UNKNOWN_CALLED: Final = "the called AE title is not the one of this node"
+
+# (result, source, diagnostic) of A-ASSOCIATE-RJ. Source: PS3.8 9.3.4
+_CALLING_NOT_RECOGNISED: Final = (0x01, 0x01, 0x03)
+_CALLED_NOT_RECOGNISED: Final = (0x01, 0x01, 0x07)
+_TEMPORARY_CONGESTION: Final = (0x02, 0x03, 0x01)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The application entity at the other end of an association, as the registry has it."""
+
+    ae_title: str
+    address: str
+    character_set: str
+    issuer_of_patient_id: str
+    may_store: bool
+    may_query: bool
+    may_retrieve: bool
+
+    def require(self, right: Literal["store", "query", "retrieve"]) -> None:
+        """Raises: PermanentError("not-authorised")."""
+        if not getattr(self, f"may_{right}"):
+            raise PermanentError("not-authorised", f"{self.ae_title} may not {right} here")
+
+
+_peers: WeakKeyDictionary[Association, Peer] = WeakKeyDictionary()
+
+
+def peer_of(association: Association) -> Peer:
+    """The admitted peer of an association. Raises: PermanentError("not-authorised")."""
+    peer = _peers.get(association)
+    if peer is None:
+        raise PermanentError("not-authorised", "this association was not admitted")
+    return peer
+
+
+def on_requested(event: evt.Event) -> None:
+    """Admit or reject an association before anything else of it is looked at."""
+    association = event.assoc
+    request = association.requestor.primitive
+    calling, called = str(request.calling_ae_title or "").strip(), str(request.called_ae_title or "").strip()
+    address = str(association.requestor.address or "")
+    try:
+        healthy_connection()
+        rejection = _admit(association, calling, called, address)
+    except DatabaseError:
+        log.exception("admission-failed", calling_ae_title=calling, address=address)
+        rejection = _TEMPORARY_CONGESTION
+    if rejection is not None:
+        association.acse.send_reject(*rejection)
+        association.kill()
+
+
+def _admit(association: Association, calling: str, called: str, address: str) -> tuple[int, int, int] | None:
+    entity = ApplicationEntity.objects.filter(ae_title=calling).first()
+    if called != config().ae_title:
+        reason, rejection = UNKNOWN_CALLED, _CALLED_NOT_RECOGNISED
+    elif entity is None:
+        reason, rejection = UNKNOWN_CALLING, _CALLING_NOT_RECOGNISED
+    elif entity.address and entity.address != address:
+        reason, rejection = WRONG_ADDRESS, _CALLING_NOT_RECOGNISED
+    else:
+        _peers[association] = Peer(
+            ae_title=calling,
+            address=address,
+            character_set=entity.character_set,
+            issuer_of_patient_id=entity.issuer_of_patient_id,
+            may_store=entity.may_store,
+            may_query=entity.may_query,
+            may_retrieve=entity.may_retrieve,
+        )
+        return None
+    log.warning("association-refused", calling_ae_title=calling, called_ae_title=called, address=address, reason=reason)
+    record_refusal(calling_ae_title=calling, called_ae_title=called, address=address, reason=reason)
+    return rejection

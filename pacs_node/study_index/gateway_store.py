@@ -1,0 +1,165 @@
+"""The node's storage and index as the gateway sees them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from django.db.models import QuerySet
+
+from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
+from gateway.protocols import HeldInstance
+from pacs_node.storage.filesystem import storage
+from pacs_node.study_index import actions
+from pacs_node.study_index.models import Instance, Series, Study
+from standards.digests import frames_sha256, root_hash
+from standards.errors import PermanentError
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class DescribedSeries:
+    """A series as the index holds it now; variants count, released instances do not."""
+
+    patient: PatientIdentity
+    study: StudyDescription
+    series: SeriesDescription
+    count: int
+    root_hash: str
+
+
+def describe_patient(study: Study) -> PatientIdentity:
+    """Who the study is of."""
+    return PatientIdentity(
+        patient_id=study.patient_id,
+        issuer_of_patient_id=study.issuer_of_patient_id,
+        patient_name=study.patient_name,
+        patient_birth_date=study.patient_birth_date,
+        patient_sex=study.patient_sex,
+    )
+
+
+def describe_study(study: Study) -> StudyDescription:
+    """The study's own attributes."""
+    return StudyDescription(
+        study_instance_uid=study.study_instance_uid,
+        study_date=study.study_date,
+        study_time=study.study_time,
+        timezone_offset_from_utc=study.timezone_offset_from_utc,
+        accession_number=study.accession_number,
+        study_id=study.study_id,
+        study_description=study.study_description,
+        referring_physician_name=study.referring_physician_name,
+        institution_name=study.institution_name,
+    )
+
+
+def describe_instance(instance: Instance) -> InstanceDescription:
+    """One stored instance."""
+    return InstanceDescription(
+        sop_instance_uid=instance.sop_instance_uid,
+        sop_class_uid=instance.sop_class_uid,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        dataset_sha256=instance.dataset_sha256,
+        pixel_sha256=instance.pixel_sha256,
+        frames_sha256=instance.frames_sha256,
+        size=instance.size,
+        instance_number=instance.instance_number,
+        number_of_frames=instance.number_of_frames,
+    )
+
+
+def _held() -> QuerySet[Instance]:
+    return Instance.objects.filter(released_at__isnull=True)
+
+
+class IndexedStore:
+    """``gateway.protocols.InstanceStore`` over the study index and the storage."""
+
+    def describe_series(self, series_key: int) -> DescribedSeries | None:
+        """The series with all it holds now, or None when the index lost it."""
+        series = Series.objects.select_related("study").filter(pk=series_key).first()
+        if series is None:
+            return None
+        held = list(_held().filter(series=series).values_list("sop_instance_uid", "dataset_sha256"))
+        newest = (
+            Instance.objects.filter(series=series).order_by("-pk").values_list("source_ae_title", flat=True).first()
+        )
+        return DescribedSeries(
+            patient=describe_patient(series.study),
+            study=describe_study(series.study),
+            series=SeriesDescription(
+                series_instance_uid=series.series_instance_uid,
+                modality=series.modality,
+                series_number=series.series_number,
+                series_description=series.series_description,
+                series_date=series.series_date,
+                series_time=series.series_time,
+                body_part_examined=series.body_part_examined,
+                station_name=series.station_name,
+                source_ae_title=newest or "",
+            ),
+            count=len(held),
+            root_hash=root_hash(held),
+        )
+
+    def describe_instances(self, instance_keys: Iterable[int]) -> list[InstanceDescription]:
+        """Descriptions, in the order of the keys; keys that are gone are left out."""
+        keys = list(instance_keys)
+        found: dict[int, Instance] = {}
+        for start in range(0, len(keys), _BATCH):
+            found.update(Instance.objects.in_bulk(keys[start : start + _BATCH]))
+        return [describe_instance(found[key]) for key in keys if key in found]
+
+    def instances_after(self, instance_key: int, limit: int) -> list[HeldInstance]:
+        """Up to ``limit`` instances held with a key above ``instance_key``, in rising key order."""
+        rows = (
+            _held()
+            .filter(pk__gt=instance_key)
+            .order_by("pk")
+            .values_list("pk", "series_id", "series__study__study_instance_uid", "sop_instance_uid", "dataset_sha256")
+        )
+        return [HeldInstance(*row) for row in rows[:limit]]
+
+    def open(self, instance_key: int) -> BinaryIO:
+        """The stored Part 10 file. Raises PermanentError("instance-gone")."""
+        return storage().open(self._path(instance_key))
+
+    def ensure_frames_digest(self, instance_key: int) -> str | None:
+        """The canonical frames digest, computed and kept on first call; None where it does not apply."""
+        instance = Instance.objects.filter(pk=instance_key).first()
+        if instance is None:
+            raise PermanentError("instance-gone", f"no instance {instance_key} in the index")
+        if not instance.frames_digest_done:
+            instance.frames_sha256 = frames_sha256(storage().local_path(instance.path))
+            instance.frames_digest_done = True
+            instance.save(update_fields=["frames_sha256", "frames_digest_done"])
+        return instance.frames_sha256
+
+    def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str) -> tuple[int, str]:
+        """Take one Part 10 file in: durable, indexed, exactly once; see ``actions.ingest`` for what it raises."""
+        taken = actions.ingest(stream, source_ae_title=source, expected_sop_instance=sop_instance_uid)
+        return taken.instance.pk, taken.outcome
+
+    def release(self, instance_keys: Iterable[int]) -> None:
+        """Let go of the files of these instances; journalled, the index keeps that they were here."""
+        keys = list(instance_keys)
+        for start in range(0, len(keys), _BATCH):
+            chosen = Instance.objects.select_related("series__study").filter(pk__in=keys[start : start + _BATCH])
+            actions.release(list(chosen))
+
+    def instance_keys_of_study(self, study_instance_uid: str) -> list[int]:
+        """All instances held of a study."""
+        chosen = _held().filter(series__study__study_instance_uid=study_instance_uid)
+        return list(chosen.order_by("series_id", "instance_number", "pk").values_list("pk", flat=True))
+
+    def held(self) -> tuple[int, int]:
+        """``(instances stored, free bytes on the storage)``."""
+        return _held().count(), storage().free_bytes()
+
+    @staticmethod
+    def _path(instance_key: int) -> str:
+        path = _held().filter(pk=instance_key).values_list("path", flat=True).first()
+        if path is None:
+            raise PermanentError("instance-gone", f"instance {instance_key} is not held here")
+        return path
