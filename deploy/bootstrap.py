@@ -29,6 +29,9 @@ from deploy.downloads import (
 NEEDED_BYTES = 2_000_000_000
 """What a first set-up takes at its fullest: packages, their cache and the viewer."""
 
+NO_NETWORK_SIGNS = ("dns error", "error sending request", "tcp connect", "timed out")
+"""How uv words that it could not reach an index."""
+
 
 def enter(root: str, arguments: list[str]) -> None:
     """Make the checkout complete and become `python -m deploy` in it; does not return."""
@@ -124,7 +127,7 @@ def _install(root: Path, python: Path) -> None:
 
 def _usable(python: Path) -> bool:
     """Whether the environment's Python still runs and is new enough (a system upgrade can take it away)."""
-    test = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    test = [str(python), "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     try:
         return subprocess.run(test, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -170,12 +173,8 @@ def _wheel_tags() -> list[str]:
     ]
 
 
-def _run(root: Path, command: list[str]) -> None:
-    """Run uv on the machine's own index, in the checkout's own cache.
-
-    Raises:
-        SetupError: it failed; what it said is in var/setup.log.
-    """
+def uv_environment(root: Path) -> dict[str, str]:
+    """What uv is run with: this machine's own index and authorities, a cache in the checkout."""
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "UV_SYSTEM_CERTS": "1"}
     environment.setdefault("UV_CACHE_DIR", str(root / "var" / "cache" / "uv"))
     index, authorities = python_index(), certificate_file()
@@ -185,14 +184,23 @@ def _run(root: Path, command: list[str]) -> None:
         environment["SSL_CERT_FILE"] = authorities
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"):
         environment.pop(name, None)
-    outcome = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    return environment
+
+
+def _run(root: Path, command: list[str]) -> None:
+    """Run uv on the machine's own index, in the checkout's own cache.
+
+    Raises:
+        SetupError: it failed; what it said is in var/setup.log.
+    """
+    outcome = subprocess.run(command, env=uv_environment(root), cwd=root, capture_output=True, text=True, check=False)
     if outcome.returncode == 0:
         return
     log = root / "var" / "setup.log"
     log.write_text(f"{' '.join(command)}\n{outcome.stdout}\n{outcome.stderr}", encoding="utf-8")
     if "No space left on device" in outcome.stderr:
         raise full_disk(root)
-    if any(sign in outcome.stderr for sign in ("dns error", "error sending request", "tcp connect", "timed out")):
-        raise no_network(index, "no connection")
+    if any(sign in outcome.stderr for sign in NO_NETWORK_SIGNS):
+        raise no_network(python_index(), "no connection")
     reason = next((line.strip() for line in reversed(outcome.stderr.splitlines()) if line.strip()), "no reason given")
     raise SetupError(f"Python packages could not be installed: {reason} (all of it in {log}).")
