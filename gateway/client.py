@@ -5,7 +5,6 @@ import json
 import ssl
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import httpx
 
@@ -21,19 +20,24 @@ _LATER_CODES = {"body-damaged"}
 """The same by code: what was damaged on the wire may come through the next time."""
 
 
-def connect(base_url: str, *, tls_ca: Path | None = None, timeout: float = 30.0) -> httpx.Client:
-    """A client for one peer that verifies its certificate against the system's authorities and ``tls_ca``.
+def connect(base_url: str, timeout: float = 30.0) -> httpx.Client:
+    """A client for one peer that verifies its certificate against the system's authorities and the node's own.
 
     Raises: PermanentError("tls-authority-unreadable").
     """
+    facts = registry.node()
     context = ssl.create_default_context()
-    if tls_ca is not None:
+    if facts.tls_ca is not None:
         try:
-            context.load_verify_locations(tls_ca)
+            context.load_verify_locations(facts.tls_ca)
         except (OSError, ssl.SSLError) as error:
-            raise PermanentError("tls-authority-unreadable", f"{tls_ca}: {error}") from error
+            raise PermanentError("tls-authority-unreadable", f"{facts.tls_ca}: {error}") from error
     return httpx.Client(
-        base_url=base_url, verify=context, timeout=httpx.Timeout(timeout, connect=10.0), trust_env=False
+        base_url=base_url,
+        verify=context,
+        timeout=httpx.Timeout(timeout, connect=10.0),
+        proxy=facts.proxy_url or None,
+        trust_env=False,
     )
 
 

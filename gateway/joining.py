@@ -31,7 +31,7 @@ def join(centre_url: str, code: str, *, force: bool = False) -> JoinState:
         host=facts.dicom_host,
         dicom_port=facts.dicom_port,
     )
-    with client.connect(centre_url.rstrip("/"), tls_ca=facts.tls_ca) as centre:
+    with client.connect(centre_url.rstrip("/")) as centre:
         answer = client.exchange(
             centre, "POST", JOIN_PATH, request.model_dump_json().encode(), {"Content-Type": "application/json"}
         )

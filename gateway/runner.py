@@ -37,8 +37,7 @@ class Connections:
         """The client for ``url``. Raises PermanentError as ``client.connect`` does."""
         with self._lock:
             if url not in self._clients:
-                facts = registry.node()
-                self._clients[url] = client.connect(url, tls_ca=facts.tls_ca, timeout=facts.network_timeout_seconds)
+                self._clients[url] = client.connect(url, registry.node().network_timeout_seconds)
             return self._clients[url]
 
     def close(self) -> None:

@@ -38,6 +38,15 @@ def _refuse(error: RegisError) -> HttpResponse:
     return response
 
 
+def _drain(request: HttpRequest) -> None:
+    """Read what is left of the body, in small pieces, so that the sender hears the answer and not a broken pipe."""
+    try:
+        while request.read(receiving.CHUNK):
+            pass
+    except OSError as error:
+        log.info("sender-hung-up", error=str(error))
+
+
 @csrf_exempt
 @require_http_methods(["PUT"])
 def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
@@ -60,5 +69,6 @@ def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
         )
     except RegisError as error:
         log.warning("instance-refused", sop_instance_uid=sop_instance_uid, error=str(error))
+        _drain(request)
         return _refuse(error)
     return HttpResponse(receipt.model_dump_json(), content_type="application/json")

@@ -32,6 +32,9 @@ class NodeConfig(BaseSettings):
     tls_ca: Path | None = None
     """Extra authority to trust when dialling out, in PEM."""
 
+    proxy_url: str = ""
+    """HTTP proxy for all that is dialled out; empty: directly. The environment's proxies are not looked at."""
+
     database_url: str = ""
     """Empty: SQLite in ``data_dir``; else ``postgresql://…``."""
     storage_dir: Path | None = None

@@ -39,22 +39,36 @@ def _digest(code: str) -> str:
 
 @transaction.atomic
 def create_join_code(
-    site: Site, kind: str, name: str, *, hours: int = CODE_HOURS, request: HttpRequest | None = None
+    site: Site,
+    kind: str,
+    name: str,
+    *,
+    hours: int = CODE_HOURS,
+    code: str | None = None,
+    request: HttpRequest | None = None,
 ) -> tuple[Node, str]:
     """Register the node ``name`` of a site and make a one-time code for it; returns both. Only its hash is kept.
 
-    For a node that is registered already it is a code to join again with (new hardware, a lost key).
+    For a node that is registered already it is a code to join again with (new hardware, a lost key). A given ``code``
+    (at least 12 letters and digits, for set-ups that prepare both ends) may be given again: it stays one code.
 
-    Raises: PermanentError "unknown-kind", "node-name-taken".
+    Raises: PermanentError "unknown-kind", "node-name-taken", "join-code-weak".
     """
     if kind not in Node.Kind.values:
         raise PermanentError("unknown-kind", kind)
     node, _ = Node.objects.get_or_create(name=name, defaults={"site": site, "kind": kind})
     if node.site_id != site.pk or node.kind != kind:
         raise PermanentError("node-name-taken", f"{name} is the {node.kind} node of {node.site.code}")
-    code = "-".join("".join(secrets.choice(_ALPHABET) for _ in range(4)) for _ in range(4))
-    JoinCode.objects.create(node=node, digest=_digest(code), expires_at=timezone.now() + timedelta(hours=hours))
-    record("node.join-code", request=request, actor=None if request else "centre", entity=node, detail={"kind": kind})
+    if code is not None and sum(map(str.isalnum, code)) < 12:
+        raise PermanentError("join-code-weak", "at least 12 letters and digits")
+    code = code or "-".join("".join(secrets.choice(_ALPHABET) for _ in range(4)) for _ in range(4))
+    _, is_new = JoinCode.objects.get_or_create(
+        digest=_digest(code), defaults={"node": node, "expires_at": timezone.now() + timedelta(hours=hours)}
+    )
+    if is_new:
+        record(
+            "node.join-code", request=request, actor=None if request else "centre", entity=node, detail={"kind": kind}
+        )
     return node, code
 
 
