@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    ComputedRadiographyImageStorage,
     CTImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     MRImageStorage,
@@ -155,6 +157,52 @@ def _dx(images: int) -> Iterator[dict[str, Any]]:
     }
 
 
+def _cr(images: int) -> Iterator[dict[str, Any]]:
+    yield {
+        "SOPClassUID": ComputedRadiographyImageStorage,
+        "BodyPartExamined": "CHEST",
+        "SeriesDescription": "Chest PA",
+        "ViewPosition": "PA",
+        "PatientOrientation": ["L", "F"],
+        "ImagerPixelSpacing": [0.29, 0.29],
+        "WindowCenter": 1300,
+        "WindowWidth": 2600,
+        **_pixels(phantoms.chest_dx(seed=5), bits_stored=12),
+    }
+
+
+def _mg(images: int) -> Iterator[dict[str, Any]]:
+    for laterality in "RL":
+        for view, code in (("CC", "R-10242"), ("MLO", "R-10226")):
+            angle = Dataset()
+            angle.CodeValue, angle.CodingSchemeDesignator = code, "SNM3"
+            angle.CodeMeaning = "cranio-caudal" if view == "CC" else "medio-lateral oblique"
+            angle.ViewModifierCodeSequence = []
+            yield {
+                "SOPClassUID": DigitalMammographyXRayImageStorageForPresentation,
+                "ImageType": ["ORIGINAL", "PRIMARY", ""],
+                "BodyPartExamined": "BREAST",
+                "SeriesDescription": "Mammography",
+                "ViewPosition": view,
+                "ImageLaterality": laterality,
+                "ViewCodeSequence": [angle],
+                "PatientOrientation": ["P" if laterality == "R" else "A", "L" if view == "CC" else "F"],
+                "PresentationIntentType": "FOR PRESENTATION",
+                "PixelIntensityRelationship": "LOG",
+                "PixelIntensityRelationshipSign": -1,
+                "RescaleIntercept": 0,
+                "RescaleSlope": 1,
+                "RescaleType": "US",
+                "PresentationLUTShape": "IDENTITY",
+                "LossyImageCompression": "00",
+                "BurnedInAnnotation": "NO",
+                "ImagerPixelSpacing": [0.1, 0.1],
+                "WindowCenter": 2048,
+                "WindowWidth": 4096,
+                **_pixels(phantoms.breast_mg(mirrored=laterality == "R"), bits_stored=12),
+            }
+
+
 def _us(images: int) -> Iterator[dict[str, Any]]:
     cine = phantoms.heart_us(images)
     yield {
@@ -179,4 +227,4 @@ def _us(images: int) -> Iterator[dict[str, Any]]:
     }
 
 
-MAKERS = {"CT": _ct, "MR": _mr, "DX": _dx, "US": _us}
+MAKERS = {"CT": _ct, "MR": _mr, "CR": _cr, "DX": _dx, "MG": _mg, "US": _us}

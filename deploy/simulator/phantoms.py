@@ -93,6 +93,21 @@ def chest_dx(size: int = 1400, seed: int = 3) -> NDArray[np.uint16]:
     return picture.clip(0, 4095).astype(np.uint16)
 
 
+def breast_mg(*, mirrored: bool, rows: int = 1600, columns: int = 1200, seed: int = 6) -> NDArray[np.uint16]:
+    """One mammogram phantom, 12 bits, chest wall at the left edge (``mirrored``: at the right)."""
+    noise = np.random.default_rng(seed)
+    y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
+    depth = 1 - (x / (0.75 * columns)) ** 2 - ((y - rows / 2) / (0.42 * rows)) ** 2
+    picture = np.where(depth > 0, 700 + 1500 * np.sqrt(depth.clip(0)), 60)
+    coarse = noise.normal(0, 1, (rows // 40 + 1, columns // 40 + 1)).astype(np.float32)
+    texture = _blurred(_blurred(np.kron(coarse, np.ones((40, 40), dtype=np.float32))[:rows, :columns]))
+    picture += np.where(depth > 0.04, 230 * texture * depth.clip(0, 1), 0)
+    picture += 900 * np.exp(-(((x - 0.32 * columns) / 55) ** 2 + ((y - 0.42 * rows) / 48) ** 2))
+    picture += noise.normal(0, 20, picture.shape)
+    finished = picture.clip(0, 4095).astype(np.uint16)
+    return np.ascontiguousarray(finished[:, ::-1]) if mirrored else finished
+
+
 def heart_us(frames: int, rows: int = 360, columns: int = 480, seed: int = 4) -> NDArray[np.uint8]:
     """A beating fan-shaped cine in RGB, shape (frames, rows, columns, 3)."""
     noise = np.random.default_rng(seed)
