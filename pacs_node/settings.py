@@ -96,10 +96,12 @@ SESSION_COOKIE_NAME = f"regis_node_session_{PORT_IN_COOKIE}"
 CSRF_COOKIE_NAME = f"regis_node_csrf_{PORT_IN_COOKIE}"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = CONFIG.url.startswith("https://")
 SESSION_COOKIE_AGE = 12 * 3600
+AUTHENTICATION_BACKENDS = ["pacs_node.clinic.logins.ClinicBackend"]
 LOGIN_URL = "/login/"
 LOGIN_REDIRECT_URL = "/"
 STATIC_URL = "/static/"
 STATIC_ROOT = CONFIG.data_dir / "static"
+STATIC_ROOT.mkdir(exist_ok=True)
 STATICFILES_DIRS = [("vendor", CONFIG.vendor_dir)] if CONFIG.vendor_dir.is_dir() else []
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False

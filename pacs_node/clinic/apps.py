@@ -14,3 +14,5 @@ class ClinicConfig(AppConfig):
     def ready(self) -> None:
         """Register the command handlers (their modules need the models, which are loaded only now)."""
         import_module("pacs_node.clinic.commands").register()
+        import_module("pacs_node.clinic.roster").register()
+        import_module("pacs_node.clinic.audit").register()

@@ -10,14 +10,15 @@ from typing import Any, Final
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from gateway.registry import every
 from pacs_node.clinic.models import AuditEntry
 
 SITTING: Final = timedelta(minutes=30)
 """A person who looks at a study again after a longer pause begins another sitting."""
 
 _SEAL_BATCH: Final = 1000
-_looked_at: dict[tuple[str, str], float] = {}
-_looked_at_lock = threading.Lock()
+_sitting: dict[tuple[str, str, str], float] = {}
+_sitting_lock = threading.Lock()
 
 
 def record(
@@ -40,28 +41,33 @@ def record(
     )
 
 
-def record_view(actor: str, study_instance_uid: str, address: str) -> None:
-    """One row a person, study and sitting, however many frames are fetched.
+def record_once_a_sitting(
+    action: str, *, actor: str, entity: str = "", outcome: str = "success", address: str = ""
+) -> None:
+    """One row an actor, action, entity and sitting, however many requests it takes (a series has thousands of frames).
 
-    The process remembers who is looking; the table is asked only at the start of a sitting, so that the other
+    The process remembers who is sitting; the table is asked only at the start of a sitting, so that the other
     process of this node and a restart count as the same sitting.
     """
-    key = (actor, study_instance_uid)
+    key = (actor, action, entity)
     now = time.monotonic()
-    with _looked_at_lock:
-        last = _looked_at.get(key)
-        _looked_at[key] = now
-        if len(_looked_at) > 10_000:
-            for old in [k for k, seen in _looked_at.items() if now - seen > SITTING.total_seconds()]:
-                del _looked_at[old]
+    with _sitting_lock:
+        last = _sitting.get(key)
+        _sitting[key] = now
+        if len(_sitting) > 10_000:
+            for old in [k for k, seen in _sitting.items() if now - seen > SITTING.total_seconds()]:
+                del _sitting[old]
         if last is not None and now - last < SITTING.total_seconds():
             return
-        since = timezone.now() - SITTING
-        same = AuditEntry.objects.filter(
-            actor=actor[:150], action="study.viewed", entity=study_instance_uid[:255], occurred_at__gte=since
-        )
-        if not same.exists():
-            record("study.viewed", actor=actor, entity=study_instance_uid, address=address)
+        try:
+            same = AuditEntry.objects.filter(
+                actor=actor[:150], action=action, entity=entity[:255], occurred_at__gte=timezone.now() - SITTING
+            )
+            if not same.exists():
+                record(action, actor=actor, entity=entity, outcome=outcome, address=address)
+        except Exception:
+            del _sitting[key]  # not written, so the next request must try again
+            raise
 
 
 def _digest(entry: AuditEntry) -> str:
@@ -109,3 +115,14 @@ def first_break() -> int | None:
             return expected
         expected, previous = expected + 1, entry.hash
     return None
+
+
+def seal_all() -> None:
+    """Chain all that waits."""
+    while seal() == _SEAL_BATCH:
+        pass
+
+
+def register() -> None:
+    """Called once, when the app is ready."""
+    every(3, seal_all)

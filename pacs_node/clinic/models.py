@@ -5,7 +5,7 @@ from django.db import models
 
 
 class ApplicationEntity(models.Model):
-    """A peer that may talk to this node. ``origin`` tells who said so; the centre never removes what a person admitted."""
+    """A peer that may talk to this node. ``origin``: who said so; the centre never removes what a person admitted."""
 
     class Origin(models.TextChoices):
         CENTRE = "centre"

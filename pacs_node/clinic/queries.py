@@ -44,7 +44,7 @@ def _birth_date(word: str) -> str:
 
 
 def find_studies(user: User, text: str) -> QuerySet[Study]:
-    """Studies whose patient fits every word of ``text``: a part of the name in either script, of an id, a birth date."""
+    """Studies whose patient fits every word of ``text``: parts of the name in either script, of an id, a date."""
     studies = visible_to(user)
     for word in text.split():
         fits = Q(patient_id__icontains=word) | Q(accession_number__icontains=word)

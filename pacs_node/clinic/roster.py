@@ -8,6 +8,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 
 from gateway.envelope import Roster, RosterEntry
+from gateway.registry import on_command
 from pacs_node.clinic import audit
 from pacs_node.clinic.models import RosterMember
 
@@ -47,3 +48,8 @@ def apply_roster(entries: Sequence[RosterEntry], expires_at: datetime) -> None:
 def on_roster(body: Roster) -> None:
     """The command ``roster`` of the centre."""
     apply_roster(body.entries, body.expires_at)
+
+
+def register() -> None:
+    """Called once, when the app is ready."""
+    on_command("roster", on_roster)

@@ -1,0 +1,175 @@
+"""STOW-RS: taking instances in over HTTP, one answer an item; one bad item never stops the rest.
+
+Source: PS3.18 10.5
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from django.http import HttpRequest, HttpResponse, JsonResponse
+
+from pacs_node.clinic import audit
+from pacs_node.dicomweb.permissions import Reach, client_address, guarded, record_refusal
+from pacs_node.dicomweb.problems import Refused, error_response
+from pacs_node.dicomweb.qido import JSON, service_root
+from pacs_node.dimse.statuses import NOT_AUTHORISED, OUT_OF_RESOURCES, status_of
+from pacs_node.storage.filesystem import storage
+from pacs_node.study_index.actions import Ingested, Source, ingest_incoming
+from standards.errors import PermanentError, RegisError, TransientError
+from standards.media_types import DICOM, parse
+from standards.multipart import Part, parse_related
+from standards.part10 import Header, read_header
+
+log = structlog.get_logger()
+
+SOURCE: Final = "STOW-RS"
+_OTHER_STUDY: Final = 0xA900
+_KEPT_ASIDE: Final = 0xB000
+_MEDIA_TYPE_NOT_SUPPORTED: Final = 0xC0FF
+_CHUNK: Final = 1 << 20
+
+
+class _Answer:
+    """The response module. Source: PS3.18 I.2"""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self.stored: list[dict[str, Any]] = []
+        self.failed: list[dict[str, Any]] = []
+        self.other_failures: list[dict[str, Any]] = []
+        self.warned = self.full = self.refused = False
+        self.studies: set[str] = set()
+
+    def add(self, done: Ingested, header: Header) -> None:
+        """An instance that is safe now."""
+        url = (
+            f"{self._root}/studies/{header.study_instance_uid}/series/{header.series_instance_uid}"
+            f"/instances/{header.sop_instance_uid}"
+        )
+        item = _reference(header) | {"00081190": {"vr": "UR", "Value": [url]}}
+        if done.outcome == "conflict":  # kept, but under a used UID: not what that address gives
+            item["00081196"] = {"vr": "US", "Value": [_KEPT_ASIDE]}
+            self.warned = True
+        self.stored.append(item)
+        self.studies.add(header.study_instance_uid)
+
+    def fail(self, reason: int, header: Header | None) -> None:
+        """An instance that was not stored; without a readable header it cannot be named."""
+        failure = {"00081197": {"vr": "US", "Value": [reason]}}
+        if header is None:
+            self.other_failures.append(failure)
+        else:
+            self.failed.append(_reference(header) | failure)
+
+    def body(self, study: str) -> dict[str, Any]:
+        """The data set in DICOM JSON."""
+        body: dict[str, Any] = {}
+        if study:
+            body["00081190"] = {"vr": "UR", "Value": [f"{self._root}/studies/{study}"]}
+        sequences = {"00081198": self.failed, "00081199": self.stored, "0008119A": self.other_failures}
+        return body | {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
+
+    def status(self) -> int:
+        """200 all stored, 202 some or with warnings, 409 none; 507 none because the disk is full, 403 none by right."""
+        failures = len(self.failed) + len(self.other_failures)
+        if not self.stored:
+            return 507 if self.full else 403 if self.refused else 409
+        return 202 if failures or self.warned else 200
+
+
+def _reference(header: Header) -> dict[str, Any]:
+    return {
+        "00081150": {"vr": "UI", "Value": [header.sop_class_uid]},
+        "00081155": {"vr": "UI", "Value": [header.sop_instance_uid]},
+    }
+
+
+@contextlib.contextmanager
+def _incoming(part: Part) -> Iterator[Path]:
+    """The part in a file on the storage, gone afterwards unless it was taken in.
+
+    Raises: TransientError("storage-full"), PermanentError("truncated").
+    """
+    path = storage().new_incoming()
+    try:
+        with path.open("xb") as file:
+            try:
+                while chunk := part.read(_CHUNK):
+                    file.write(chunk)
+                file.flush()
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise TransientError("storage-full", os.strerror(error.errno)) from error
+                raise
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@guarded("store")
+def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
+    """``POST /studies`` and ``/studies/{study}``: the body is read as a stream, an item at a time."""
+    media = parse(request.headers.get("Content-Type", ""))
+    if not media or media[0].type != "multipart/related" or media[0].parameter("type").lower() != DICOM:
+        raise PermanentError("unsupported-media-type", f'Send multipart/related; type="{DICOM}".')
+    answer = _Answer(service_root(request))
+    parts = parse_related(request.META["wsgi.input"], request.headers["Content-Type"])
+    broken: RegisError | None = None
+    try:
+        for part in parts:
+            _take(part, request, reach, study, answer)
+            if answer.full:
+                break
+    except PermanentError as error:  # the message itself breaks off; what came before it is safe and is answered for
+        broken = error
+        log.warning("stow.message_broken", code=error.code)
+        answer.fail(status_of(error), None)
+    if not answer.stored and not answer.failed and (broken or not answer.other_failures):
+        return error_response(broken or PermanentError("invalid-multipart", "The message has no instance in it."))
+    for uid in sorted(answer.studies):
+        audit.record(
+            "study.stored",
+            actor=reach.actor,
+            entity=uid,
+            address=client_address(request),
+            detail={"instances": len(answer.stored), "failed": len(answer.failed) + len(answer.other_failures)},
+        )
+    response = JsonResponse(answer.body(study), status=answer.status(), content_type=JSON)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _take(part: Part, request: HttpRequest, reach: Reach, study: str, answer: _Answer) -> None:
+    """Store one part and note how it went. Raises: PermanentError when the message itself ends too early."""
+    if (parse(part.content_type) or parse(DICOM))[0].type != DICOM:
+        answer.fail(_MEDIA_TYPE_NOT_SUPPORTED, None)
+        return
+    try:
+        with _incoming(part) as path:
+            header: Header | None = None
+            try:
+                with path.open("rb") as file:
+                    header = read_header(file)
+                if study and header.study_instance_uid != study:
+                    answer.fail(_OTHER_STUDY, header)
+                    return
+                if not reach.covers(header.study_instance_uid):
+                    raise Refused("study-not-granted", "The image token is not for this study.")
+                answer.add(ingest_incoming(path, Source(SOURCE, client_address(request))), header)
+            except Refused as error:
+                answer.refused = True
+                record_refusal(request, error, reach.actor, header.study_instance_uid if header else "")
+                answer.fail(NOT_AUTHORISED, header)
+            except RegisError as error:
+                log.warning("stow.item_refused", code=error.code)
+                answer.full = answer.full or error.code == "storage-full"
+                answer.fail(status_of(error), header)
+    except TransientError as error:
+        log.error("stow.storage", code=error.code)
+        answer.full = True
+        answer.fail(OUT_OF_RESOURCES, None)

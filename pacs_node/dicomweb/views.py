@@ -1,0 +1,26 @@
+"""Addresses that answer more than one method, and those that are none."""
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.views.decorators.csrf import csrf_exempt
+
+from pacs_node.dicomweb import qido, stow, wado
+from pacs_node.dicomweb.permissions import Reach, guarded
+from standards.errors import PermanentError
+
+
+@csrf_exempt
+def studies(request: HttpRequest) -> HttpResponseBase:
+    """Search with GET, store with POST."""
+    return stow.store(request) if request.method == "POST" else qido.studies(request)
+
+
+@csrf_exempt
+def study(request: HttpRequest, study: str) -> HttpResponseBase:
+    """Retrieve with GET, store into with POST."""
+    return stow.store(request, study=study) if request.method == "POST" else wado.instances(request, study=study)
+
+
+@guarded("read")
+def nothing(_request: HttpRequest, _reach: Reach) -> HttpResponse:
+    """What is not an address, said only to who may be here."""
+    raise PermanentError("not-found", "There is no such address here.")
