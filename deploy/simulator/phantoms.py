@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Ellipse = tuple[float, float, float, float, float, float]
 """Value added, centre x and y, half axes a and b (all in units of half the picture), rotation in degrees."""
@@ -100,7 +101,8 @@ def breast_mg(*, mirrored: bool, rows: int = 1600, columns: int = 1200, seed: in
     depth = 1 - (x / (0.75 * columns)) ** 2 - ((y - rows / 2) / (0.42 * rows)) ** 2
     picture = np.where(depth > 0, 700 + 1500 * np.sqrt(depth.clip(0)), 60)
     coarse = noise.normal(0, 1, (rows // 40 + 1, columns // 40 + 1)).astype(np.float32)
-    texture = _blurred(_blurred(np.kron(coarse, np.ones((40, 40), dtype=np.float32))[:rows, :columns]))
+    smooth = Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC)
+    texture = np.asarray(smooth, dtype=np.float32)
     picture += np.where(depth > 0.04, 230 * texture * depth.clip(0, 1), 0)
     picture += 900 * np.exp(-(((x - 0.32 * columns) / 55) ** 2 + ((y - 0.42 * rows) / 48) ** 2))
     picture += noise.normal(0, 20, picture.shape)
