@@ -35,7 +35,10 @@ class CentreConfig(BaseSettings):
     study_quiet_seconds: int = 120
     """A study without MPPS is complete when nothing came for this long; late images reopen it."""
     image_token_seconds: int = 300
-    hl7_default_charset: str = "utf-8"
+    hl7_default_charset: str = "auto"
+    """For messages without MSH-18: a value of table 0211, or ``auto`` (UTF-8 where valid, else Windows-1251)."""
+    hl7_default_site: str = ""
+    """Code of the site whose messages name no site of the region; empty: such messages are refused."""
     vendor_dir: Path = Path("var/vendor")
     debug: bool = False
 
