@@ -45,7 +45,9 @@ def apply_devices(devices: Iterable[DeviceRules]) -> None:
 
 
 @transaction.atomic
-def admit(ae_title: str, *, actor: str, address: str = "", host: str = "", port: int = 0) -> ApplicationEntity:
+def admit(
+    ae_title: str, *, actor: str, address: str = "", host: str = "", port: int = 0, character_set: str = ""
+) -> ApplicationEntity:
     """Let an application entity in and forget its refusals. ``address`` is where ``actor`` sits, for the audit.
 
     An AE that is known but may not call from where it calls may call from anywhere afterwards.
@@ -53,7 +55,7 @@ def admit(ae_title: str, *, actor: str, address: str = "", host: str = "", port:
     entity, created = ApplicationEntity.objects.get_or_create(
         ae_title=ae_title,
         defaults={
-            "character_set": config().default_character_set,
+            "character_set": character_set or config().default_character_set,
             "time_zone": config().time_zone,
             "host": host,
             "port": port,
@@ -64,6 +66,7 @@ def admit(ae_title: str, *, actor: str, address: str = "", host: str = "", port:
         entity.origin = ApplicationEntity.Origin.LOCAL
         if host:
             entity.host, entity.port = host, port
+        entity.character_set = character_set or entity.character_set
         entity.save()
     RefusedAssociation.objects.filter(calling_ae_title=ae_title).delete()
     audit.record("ae.admitted", actor=actor, entity=ae_title, address=address)

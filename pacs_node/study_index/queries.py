@@ -12,7 +12,7 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
 from pacs_node.study_index.models import Instance, Series, Study
 from standards.matching import AnyOf, Matcher, RangeMatch, SingleValue, UidList, Universal, Wildcard, matcher_for
-from standards.person_names import fold_pattern, latin_key
+from standards.person_names import fold_pattern, latin_pattern
 
 Level = Literal["PATIENT", "STUDY", "SERIES", "IMAGE"]
 
@@ -112,7 +112,7 @@ def find(level: Level, keys: dict[str, str]) -> Iterator[Found]:
         series = Series.objects.filter(study=OuterRef("pk"))
         rows = rows.filter(Exists(series.filter(modality__in=wanted) if wanted else series))
     for chunk in _chunks(rows.iterator(chunk_size=_CHUNK)):
-        found = [item for item in map(_found, chunk) if _matches(item, matchers, keys)]
+        found = [item for item in map(_found, chunk) if _matches(item, matchers)]
         _add_counts(level, found)
         for item in found:
             if isinstance(modalities, Universal) or any(modalities.matches(value) for value in item.modalities):
@@ -161,10 +161,9 @@ def _rows(level: Level, matchers: dict[str, Matcher], keys: dict[str, str]) -> Q
 def _narrowing(path: str, keyword: str, matcher: Matcher, key: str) -> Q:
     """A condition that every match fulfils; it may let more through."""
     if keyword == "PatientName":
-        condition = _all_chunks(f"{path}_fold", fold_pattern(key))
-        if key.isascii():
-            condition |= _all_chunks(f"{path}_latin", _latin_pattern(key))
-        return condition
+        asked = next((group for group in key.split("=") if group.strip()), "")
+        condition = _contains(f"{path}_fold", fold_pattern(asked))
+        return condition | _contains(f"{path}_latin", latin_pattern(asked)) if asked.isascii() else condition
     if isinstance(matcher, UidList):
         return Q(**{f"{path}__in": matcher.uids})
     if isinstance(matcher, SingleValue) and not matcher.folded:
@@ -177,38 +176,23 @@ def _narrowing(path: str, keyword: str, matcher: Matcher, key: str) -> Q:
             condition &= Q(**{f"{path}__lte": matcher.high})
         return condition
     if isinstance(matcher, Wildcard) and not matcher.folded:
-        return _all_chunks(path, matcher.pattern.strip())
+        return _contains(path, matcher.pattern)
     return Q()
 
 
 _NUMBERS: Final = ("_number", "_of_frames", "rows", "columns")
 
 
-def _all_chunks(path: str, pattern: str) -> Q:
+def _contains(path: str, pattern: str) -> Q:
     condition = Q()
-    for position, chunk in enumerate(_WILD.split(pattern)):
+    for chunk in _WILD.split(pattern):
         if chunk.strip():
-            lookup = "startswith" if position == 0 else "contains"
-            condition &= Q(**{f"{path}__{lookup}": chunk.rstrip() if position == 0 else chunk.strip()})
+            condition &= Q(**{f"{path}__contains": chunk.strip()})
     return condition
 
 
-def _latin_pattern(key: str) -> str:
-    """The Latin keys of the pieces between wildcards; a piece is at least as short as the whole would be there."""
-    return "*".join(latin_key(piece) for piece in _WILD.split(key))
-
-
-def _matches(item: Found, matchers: dict[str, Matcher], keys: dict[str, str]) -> bool:
-    for keyword, matcher in matchers.items():
-        value = str(item.value(keyword))
-        if matcher.matches(value):
-            continue
-        key = keys[keyword]
-        if keyword != "PatientName" or not key.isascii() or value.isascii():
-            return False
-        if not Wildcard(_latin_pattern(key)).matches(item.study.patient_name_latin):
-            return False
-    return True
+def _matches(item: Found, matchers: dict[str, Matcher]) -> bool:
+    return all(matcher.matches(str(item.value(keyword))) for keyword, matcher in matchers.items())
 
 
 def _plain_values(matcher: Matcher) -> list[str]:
