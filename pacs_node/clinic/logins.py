@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Final
 
 from django.contrib.auth.backends import ModelBackend
-from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import transaction
 from django.utils import timezone
 
@@ -18,7 +18,7 @@ _FORGET: Final = timedelta(days=1)
 class ClinicBackend(ModelBackend):
     """Django's own, and nobody of an expired roster; asked at login and again for each request of a session."""
 
-    def user_can_authenticate(self, user: AbstractBaseUser | None) -> bool:
+    def user_can_authenticate(self, user: User | AnonymousUser | None) -> bool:
         """Whether this account is active and, when it came by the roster, the roster still holds."""
         if user is None or not super().user_can_authenticate(user):
             return False

@@ -122,13 +122,11 @@ def studies(request: HttpRequest) -> HttpResponse:
     """What the node holds, with search by parts of a name, id or birth date; htmx asks for the table alone."""
     text = request.GET.get("q", "").strip()[:200]
     page = Paginator(queries.find_studies(person(request), text), STUDIES_A_PAGE).get_page(request.GET.get("page"))
-    progress = queries.deliveries_of(page.object_list)
-    for study in page.object_list:
-        study.modalities = sorted({series.modality for series in study.listed_series if series.modality})
-        study.held = sum(series.held for series in study.listed_series)
-        study.safe, study.to_deliver = progress.get(study.study_instance_uid, (0, 0))
+    lines = queries.study_lines(list(page.object_list))
     template = "clinic/studies_table.html" if "HX-Request" in request.headers else "clinic/studies.html"
-    return render(request, template, {"page": page, "q": text, "engineer": is_engineer(person(request))})
+    return render(
+        request, template, {"page": page, "lines": lines, "q": text, "engineer": is_engineer(person(request))}
+    )
 
 
 @login_required
@@ -162,10 +160,14 @@ def refused(request: HttpRequest) -> HttpResponse:
         WRONG_ADDRESS: _("The AE title is known, but it may not call from this address."),
         UNKNOWN_CALLED: _("The device calls this node by a wrong AE title: change it at the device."),
     }
-    rows = list(RefusedAssociation.objects.order_by("-last_at")[:200])
-    for row in rows:
-        row.why = sentences.get(row.reason, row.reason)
-        row.can_be_admitted = bool(row.calling_ae_title) and row.reason != UNKNOWN_CALLED
+    rows = [
+        {
+            "refusal": row,
+            "why": sentences.get(row.reason, row.reason),
+            "can_be_admitted": bool(row.calling_ae_title) and row.reason != UNKNOWN_CALLED,
+        }
+        for row in RefusedAssociation.objects.order_by("-last_at")[:200]
+    ]
     context = {"rows": rows, "engineer": is_engineer(person(request))}
     return render(request, "clinic/refused.html", context)
 

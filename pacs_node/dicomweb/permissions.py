@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
 from django.views.decorators.csrf import csrf_exempt
 
@@ -30,7 +30,7 @@ _TOKEN_SENTENCES: Final = {
     "token-wrong-audience": "The image token is for another node.",
     "token-invalid": "The image token is not one that the centre of this region signed.",
 }
-View = Callable[..., HttpResponse]
+View = Callable[..., HttpResponseBase]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def guarded(operation: str) -> Callable[[View], View]:
     def decorate(view: View) -> View:
         @csrf_exempt
         @wraps(view)
-        def guard(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        def guard(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             study = kwargs.get("study", "")
             actor = "unknown"
             try:

@@ -16,7 +16,7 @@ from pacs_node.dicomweb.permissions import Reach, study_filter
 from pacs_node.study_index.models import Instance, Series, Study
 from standards.errors import PermanentError
 from standards.matching import date_range, like_pattern, time_range, uid_list
-from standards.person_names import fold_pattern, latin_key
+from standards.person_names import fold_pattern, latin_key, latin_pattern
 
 MOST_RESULTS: Final = 1000
 _CONTROL: Final = frozenset({"limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching"})
@@ -30,7 +30,7 @@ _PATH: Final = {
 
 
 @CharField.register_lookup
-class Wildcard(Lookup):  # type: ignore[type-arg]
+class Wildcard(Lookup):
     """DICOM wildcard matching in SQL, case-sensitive on both databases: ``*`` any run, ``?`` one character."""
 
     lookup_name = "wildcard"
@@ -39,15 +39,15 @@ class Wildcard(Lookup):  # type: ignore[type-arg]
         """The key as it came."""
         return str(self.rhs)
 
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[Any, ...]]:
         """``LIKE`` with an escape character."""
         column, params = self.process_lhs(compiler, connection)
-        return f"{column} LIKE %s ESCAPE '\\'", [*params, like_pattern(self.rhs)]
+        return f"{column} LIKE %s ESCAPE '\\'", (*params, like_pattern(self.rhs))
 
-    def as_sqlite(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+    def as_sqlite(self, compiler: Any, connection: Any) -> tuple[str, tuple[Any, ...]]:
         """``GLOB``, because SQLite's LIKE does not see the case of Latin letters."""
         column, params = self.process_lhs(compiler, connection)
-        return f"{column} GLOB %s", [*params, self.rhs.replace("[", "[[]")]
+        return f"{column} GLOB %s", (*params, self.rhs.replace("[", "[[]"))
 
 
 @dataclass
@@ -156,13 +156,15 @@ def _name(prefix: str, value: str, *, fuzzy: bool) -> Q:
     folded = Q(**{column: pattern})
     if "*" not in pattern and "?" not in pattern:  # further components and other writings of the name may follow
         folded |= Q(**{column: f"{pattern} *"})
+    if pattern.isascii() and (latin := latin_pattern(value)):  # asked in Latin letters, stored perhaps in Cyrillic
+        folded |= Q(**{f"{prefix}patient_name_latin__wildcard": latin})
     if not fuzzy:
         return folded
     words = [key for word in re.split(r"[*? ]+", pattern) if (key := latin_key(word))]
-    latin = Q()
+    similar = Q()
     for word in words:
-        latin &= Q(**{f"{prefix}patient_name_latin__contains": word})
-    return folded | latin if words else folded
+        similar &= Q(**{f"{prefix}patient_name_latin__contains": word})
+    return folded | similar if words else folded
 
 
 def held(prefix: str = "") -> Q:
@@ -233,16 +235,15 @@ def _counts(level: Level, rows: list[Any]) -> dict[int, dict[str, Any]]:
     keys = [row.pk for row in rows]
     answer: dict[int, dict[str, Any]] = {}
     if level == "study":
-        numbers = Instance.objects.filter(held(), series__study__in=keys).values(
-            "series__study", "series", "series__modality"
+        numbers = Instance.objects.filter(held(), series__study__in=keys).values_list(
+            "series__study_id", "series_id", "series__modality"
         )
         modalities: dict[int, set[str]] = {key: set() for key in keys}
         series, instances = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0)
-        for row in numbers.annotate(count=Count("pk")):
-            key = row["series__study"]
-            modalities[key].add(row["series__modality"])
-            series[key] += 1
-            instances[key] += row["count"]
+        for study, _, modality, count in numbers.annotate(count=Count("pk")):
+            modalities[study].add(modality)
+            series[study] += 1
+            instances[study] += count
         for key in keys:
             answer[key] = {
                 _MODALITIES_IN_STUDY: element(_MODALITIES_IN_STUDY, "CS", sorted(modalities[key] - {""})),
@@ -250,8 +251,7 @@ def _counts(level: Level, rows: list[Any]) -> dict[int, dict[str, Any]]:
                 _INSTANCE_COUNT_OF_STUDY: element(_INSTANCE_COUNT_OF_STUDY, "IS", instances[key]),
             }
     elif level == "series":
-        counts = Instance.objects.filter(held(), series__in=keys).values("series").annotate(count=Count("pk"))
-        for row in counts:
-            number = element(_INSTANCE_COUNT_OF_SERIES, "IS", row["count"])
-            answer[row["series"]] = {_INSTANCE_COUNT_OF_SERIES: number}
+        counts = Instance.objects.filter(held(), series__in=keys).values_list("series_id").annotate(count=Count("pk"))
+        for key, count in counts:
+            answer[key] = {_INSTANCE_COUNT_OF_SERIES: element(_INSTANCE_COUNT_OF_SERIES, "IS", count)}
     return answer

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -181,8 +183,8 @@ def metadata_of(instance: Instance, root: str) -> dict[str, Any]:
     for tag, _, _ in header.omitted:
         extra[f"{tag:08X}"] = {"vr": _bulk_vr(tag), "BulkDataURI": f"{base}/{tag:08X}"}
     if header.pixel_offset is not None:
-        tag = f"{_PIXEL_TAGS[header.pixel_keyword]:08X}"
-        extra[tag] = {"vr": _bulk_vr(int(tag, 16)), "BulkDataURI": f"{base}/{tag}"}
+        tag = _PIXEL_TAGS[header.pixel_keyword]
+        extra[f"{tag:08X}"] = {"vr": _bulk_vr(tag), "BulkDataURI": f"{base}/{tag:08X}"}
     notes: list[str] = []
     uri = lambda path, length: f"{base}/{path}" if length > _INLINE_BYTES else None  # noqa: E731
     body = to_json(header.dataset, uri, notes=notes, extra=extra)
@@ -219,10 +221,38 @@ def metadata(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
 def _json_array(found: list[Instance], root: str) -> Iterator[bytes]:
     separator = b"["
     for instance in found:
-        text = json.dumps(metadata_of(instance, root), ensure_ascii=False, separators=(",", ":"))
-        yield separator + text.encode()
+        yield separator + _remembered.text(instance, root)
         separator = b","
     yield b"]"
+
+
+class _Remembered:
+    """Metadata texts made lately, up to so many bytes: a stored instance never changes, so they stay true."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._texts: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def text(self, instance: Instance, root: str) -> bytes:
+        """The metadata of an instance as JSON text."""
+        key = (instance.pk, f"{root} {instance.dataset_sha256}")
+        with self._lock:
+            if key in self._texts:
+                self._texts.move_to_end(key)
+                return self._texts[key]
+        text = json.dumps(metadata_of(instance, root), ensure_ascii=False, separators=(",", ":")).encode()
+        with self._lock:
+            if key not in self._texts:
+                self._texts[key] = text
+                self._bytes += len(text)
+            while self._bytes > self._most_bytes:
+                self._bytes -= len(self._texts.popitem(last=False)[1])
+        return text
+
+
+_remembered = _Remembered(64 << 20)
 
 
 # Frames
