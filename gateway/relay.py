@@ -67,7 +67,7 @@ def number(*, with_progress: bool = True) -> int:
     seq = max(highest, state.acknowledged_seq)
     events = []
     for lot in _lots(entries):
-        for body in _bodies(lot):
+        for body in _bodies(lot, state.epoch):
             seq += 1
             events.append(
                 NumberedEvent(epoch=state.epoch, seq=seq, occurred_at=lot[0].occurred_at, body=body),
@@ -140,7 +140,7 @@ def _lots(entries: list[OutboxEntry]) -> Iterable[list[OutboxEntry]]:
     return ordered
 
 
-def _bodies(lot: list[OutboxEntry]) -> list[dict[str, object]]:
+def _bodies(lot: list[OutboxEntry], epoch: str) -> list[dict[str, object]]:
     """The bodies of the events that one lot becomes: one, or none when there is nothing left to say."""
     first = lot[0]
     match first.kind:
@@ -152,7 +152,7 @@ def _bodies(lot: list[OutboxEntry]) -> list[dict[str, object]]:
             return [progress_of(**first.body)]
         case actions.ASSOCIATION_REFUSED:
             since = timezone.now() - timedelta(seconds=SAME_REFUSAL_SECONDS)
-            told = NumberedEvent.objects.filter(body=first.body, occurred_at__gte=since).exists()
+            told = NumberedEvent.objects.filter(epoch=epoch, body=first.body, occurred_at__gte=since).exists()
             return [] if told else [first.body]
         case _:
             return [first.body]

@@ -1,0 +1,333 @@
+"""A small real region for contract tests: a centre and nodes as processes, each with its own database and TLS."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from deploy.certificates import ensure_authority, ensure_certificate
+from deploy.processes import as_child, free_port, wait_until
+from standards.uids import new_uid
+
+ROOT = Path(__file__).parent.parent.parent
+_INHERITED = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH"}
+
+
+def make_instance(
+    *, study: str = "", series: str = "", sop: str = "", number: int = 1, size: int = 32, text: str = ""
+) -> Dataset:
+    """A small CT image of a fictional patient, with pixels that differ from number to number."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    image = Dataset()
+    image.file_meta = meta
+    image.SpecificCharacterSet = "ISO_IR 192"
+    image.SOPClassUID = CTImageStorage
+    image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = sop or new_uid()
+    image.StudyInstanceUID = study or new_uid()
+    image.SeriesInstanceUID = series or new_uid()
+    image.PatientName, image.PatientID = "Выдумкин^Пример", "CONTRACT-1"
+    image.PatientBirthDate, image.PatientSex = "19700101", "O"
+    image.StudyDate, image.StudyTime = "20260102", "101500"
+    image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 1, number
+    image.StudyDescription = text or "Contract"
+    image.Rows = image.Columns = size
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+    image.PixelRepresentation, image.SamplesPerPixel = 0, 1
+    image.PhotometricInterpretation = "MONOCHROME2"
+    pixels = (np.arange(size * size, dtype=np.uint16) * 7 + number) % 4096
+    image.PixelData = pixels.astype("<u2").tobytes()
+    return image
+
+
+def make_series(count: int, folder: Path, **attributes: str) -> tuple[str, list[str]]:
+    """``count`` instances of one series as files in ``folder``; the study's UID and those of the instances."""
+    study, series = attributes.pop("study", new_uid()), new_uid()
+    folder.mkdir(parents=True, exist_ok=True)
+    uids = []
+    for number in range(1, count + 1):
+        image = make_instance(study=study, series=series, number=number, **attributes)  # type: ignore[arg-type]
+        image.save_as(folder / f"{image.SOPInstanceUID}.dcm", enforce_file_format=True)
+        uids.append(str(image.SOPInstanceUID))
+    return study, uids
+
+
+@dataclass
+class Part:
+    """A process of the region with its settings; it can be killed, ended and started again."""
+
+    name: str
+    arguments: list[str]
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it in the background."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *self.arguments],
+                cwd=ROOT,
+                env=_environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=as_child(os.getpid()),
+            )
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop(self, seconds: float = 20) -> int:
+        """End it by SIGTERM; its exit code."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(seconds)
+        self.process = None
+        return code
+
+    def last_words(self) -> str:
+        """The end of its log, for a failure's message."""
+        return f"--- {self.name}\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+
+
+def _environment(own: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name in _INHERITED} | own
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of the region to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def succeed(arguments: list[str], environment: dict[str, str]) -> str:
+    """Run a command that must succeed; what it printed."""
+    result = run(arguments, environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@dataclass
+class NodeUnderTest:
+    """A node: its two processes and its files."""
+
+    name: str
+    kind: str
+    directory: Path
+    environment: dict[str, str]
+    pacs: Part
+    gateway: Part
+    https_port: int
+
+    def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a management command of the node."""
+        return run(["-m", "deploy.parts", "node", *arguments], self.environment)
+
+    def query(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        """Read from the node's SQLite database."""
+        with contextlib.closing(sqlite3.connect(self.directory / "node.sqlite3", timeout=30)) as connection:
+            return connection.execute(statement, values).fetchall()
+
+    def write(self, statement: str, *values: object) -> None:
+        """Write to the node's SQLite database, as no good citizen does."""
+        with contextlib.closing(sqlite3.connect(self.directory / "node.sqlite3", timeout=30)) as connection, connection:
+            connection.execute(statement, values)
+
+    def receipted(self) -> int:
+        """How many deliveries have their receipt."""
+        return int(str(self.query("SELECT count(*) FROM gateway_delivery WHERE status = 'receipted'")[0][0]))
+
+    def held(self) -> dict[str, tuple[str, str]]:
+        """SOP Instance UID to dataset and pixel digest of what the node holds."""
+        rows = self.query(
+            "SELECT sop_instance_uid, dataset_sha256, pixel_sha256 FROM study_index_instance WHERE released_at IS NULL"
+        )
+        assert len({row[0] for row in rows}) == len(rows), "an instance is there twice"
+        return {str(uid): (str(dataset), str(pixel)) for uid, dataset, pixel in rows}
+
+    def last_words(self) -> str:
+        """The ends of both logs."""
+        return f"{self.pacs.last_words()}\n{self.gateway.last_words()}"
+
+
+@dataclass
+class Region:
+    """The centre and its nodes."""
+
+    directory: Path
+    database_url: str
+    valkey_url: str
+    authority: Path
+    centre: Part
+    centre_port: int
+    nodes: dict[str, NodeUnderTest] = field(default_factory=dict)
+
+    @property
+    def centre_url(self) -> str:
+        """Where nodes reach the centre."""
+        return f"https://127.0.0.1:{self.centre_port}"
+
+    def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a management command of the centre."""
+        return run(["-m", "deploy.parts", "centre", *arguments], self.centre.environment)
+
+    def shell(self, code: str) -> str:
+        """Run Python within the centre's Django; what it printed."""
+        result = self.manage("shell", "--no-imports", "-c", code)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout.strip()
+
+    def start_centre(self) -> None:
+        """Start the centre and wait until it answers."""
+        self.centre.start()
+        self._wait(self.centre, self.centre_port, "/federation/v1/status")
+
+    def add_site(self, code: str, kind: str, prefix: str) -> None:
+        """Register a site."""
+        self.shell(
+            "from ris_central.organizations.models import Site\n"
+            f"Site.objects.create(code={code!r}, name={code!r}, kind={kind!r}, accession_prefix={prefix!r})"
+        )
+
+    def join_code(self, site: str, kind: str, name: str) -> str:
+        """A one-time code."""
+        result = self.manage("joincode", site, kind, name)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split()[-1]
+
+    def add_node(self, name: str, kind: str) -> NodeUnderTest:
+        """A node with its database migrated and nothing started."""
+        directory = self.directory / name
+        certificate, key = ensure_certificate(self.directory / "tls", name)
+        http, https = free_port(), free_port()
+        environment = {
+            "DJANGO_SETTINGS_MODULE": "pacs_node.settings",
+            "REGIS_NODE_DATA_DIR": str(directory),
+            "REGIS_NODE_NAME": name,
+            "REGIS_NODE_KIND": kind,
+            "REGIS_NODE_AE_TITLE": name.upper()[:16],
+            "REGIS_NODE_HTTP_PORT": str(http),
+            "REGIS_NODE_HTTPS_PORT": str(https),
+            "REGIS_NODE_DICOM_PORT": "0",
+            "REGIS_NODE_TLS_CERTIFICATE": str(certificate),
+            "REGIS_NODE_TLS_KEY": str(key),
+            "REGIS_NODE_TLS_CA": str(self.authority),
+        }
+        command = ["-m", "deploy.parts", "node"]
+        node = NodeUnderTest(
+            name,
+            kind,
+            directory,
+            environment,
+            Part(f"{name}-pacs", [*command, "run", "pacs"], environment, self.directory / f"{name}-pacs.log"),
+            Part(f"{name}-gateway", [*command, "run", "gateway"], environment, self.directory / f"{name}-gateway.log"),
+            https,
+        )
+        succeed([*command, "migrate"], environment)
+        self.nodes[name] = node
+        return node
+
+    def join(self, node: NodeUnderTest, site: str) -> None:
+        """Join a node by a fresh code."""
+        code = self.join_code(site, node.kind, node.name)
+        result = node.manage("join", self.centre_url, code)
+        assert result.returncode == 0, result.stderr
+
+    def start_pacs(self, node: NodeUnderTest) -> None:
+        """Start the receiving process of a node and wait until it answers."""
+        node.pacs.start()
+        self._wait(node.pacs, node.https_port, "/gateway/v1/instances/1.2.3")
+
+    def take_in(self, node: NodeUnderTest, folder: Path) -> None:
+        """Bring the files of a folder into a node as its modality would, without a network."""
+        succeed(
+            [
+                "-c",
+                "import sys, django; from pathlib import Path; django.setup()\n"
+                "from pacs_node.study_index.actions import ingest\n"
+                "for path in sorted(Path(sys.argv[1]).glob('*.dcm')): ingest(path, source_ae_title='SCANNER')",
+                str(folder),
+            ],
+            node.environment,
+        )
+
+    def _wait(self, part: Part, port: int, path: str) -> None:
+        context = ssl.create_default_context(cafile=str(self.authority))
+
+        def answers() -> bool:
+            assert part.process is not None
+            assert part.process.poll() is None, part.last_words()
+            try:
+                urllib.request.urlopen(f"https://127.0.0.1:{port}{path}", context=context, timeout=5)
+            except urllib.error.HTTPError:
+                return True
+            except OSError:
+                return False
+            return True
+
+        wait_until(answers, 60, f"{part.name} answers")
+
+    def last_words(self) -> str:
+        """The ends of all logs."""
+        return "\n".join([self.centre.last_words(), *(node.last_words() for node in self.nodes.values())])
+
+    def stop(self) -> None:
+        """Kill every process."""
+        for node in self.nodes.values():
+            node.gateway.kill()
+            node.pacs.kill()
+        self.centre.kill()
+
+
+@contextlib.contextmanager
+def region(directory: Path, database_url: str, valkey_url: str) -> Iterator[Region]:
+    """A centre with a migrated database, and nothing started yet."""
+    authority = ensure_authority(directory / "tls")
+    certificate, key = ensure_certificate(directory / "tls", "centre")
+    port = free_port()
+    environment = {
+        "DJANGO_SETTINGS_MODULE": "ris_central.settings",
+        "REGIS_CENTRE_DATA_DIR": str(directory / "centre"),
+        "REGIS_CENTRE_DATABASE_URL": database_url,
+        "REGIS_CENTRE_REDIS_URL": valkey_url,
+        "REGIS_CENTRE_HTTP_PORT": "0",
+        "REGIS_CENTRE_HTTPS_PORT": str(port),
+        "REGIS_CENTRE_PUBLIC_URL": f"https://127.0.0.1:{port}",
+        "REGIS_CENTRE_TLS_CERTIFICATE": str(certificate),
+        "REGIS_CENTRE_TLS_KEY": str(key),
+    }
+    command = ["-m", "deploy.parts", "centre"]
+    centre = Part("centre", [*command, "run", "web"], environment, directory / "centre.log")
+    made = Region(directory, database_url, valkey_url, authority, centre, port)
+    succeed([*command, "migrate"], environment)
+    try:
+        yield made
+    finally:
+        made.stop()
