@@ -24,8 +24,13 @@ class User(AbstractUser):
     position = models.CharField(max_length=128, blank=True)
     must_change_password = models.BooleanField(default=False)
 
+    @property
+    def full_name(self) -> str:
+        """Family name first, as clinics write it; the login name when no name is known."""
+        return f"{self.last_name} {self.first_name}".strip() or self.username
+
     def __str__(self) -> str:
-        return self.get_full_name() or self.username
+        return self.full_name
 
 
 class ApiToken(models.Model):

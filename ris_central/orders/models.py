@@ -25,9 +25,15 @@ class Device(models.Model):
     node = models.ForeignKey(Node, null=True, on_delete=models.PROTECT, related_name="devices")
     name = models.CharField(max_length=64)
     ae_title = models.CharField(max_length=16)
-    modality = models.CharField(max_length=16)
+    modality = models.CharField(max_length=16, blank=True)
+    """Empty: not a modality (a workstation, another archive); it is not on the schedule."""
     character_set = models.CharField(max_length=64, default="ISO_IR 192")
     address = models.CharField(max_length=64, blank=True)
+    """Where it must call from; empty: from anywhere."""
+    host = models.CharField(max_length=255, blank=True)
+    port = models.PositiveIntegerField(default=0)
+    """Where it listens, as a destination of C-MOVE."""
+    slot_minutes = models.PositiveSmallIntegerField(default=30)
     is_active = models.BooleanField(default=True)
 
     class Meta:

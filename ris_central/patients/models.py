@@ -4,6 +4,7 @@ from django.conf import settings
 from django.db import models
 
 from ris_central.organizations.models import Site
+from standards.person_names import display
 
 
 class Patient(models.Model):
@@ -18,6 +19,23 @@ class Patient(models.Model):
     phone = models.CharField(max_length=64, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name_sort", "id"]
+
+    def __str__(self) -> str:
+        return display(self.name)
+
+
+class SiteRegistration(models.Model):
+    """A patient is on file at a site: its people may see the patient (which studies, the catalogue says)."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="registrations")
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["patient", "site"], name="registration_once")]
 
 
 class PatientIdentifier(models.Model):

@@ -1,0 +1,5 @@
+"""Every websocket of the centre."""
+
+from ris_central.catalogue.routing import websocket_urlpatterns as catalogue
+
+websocket_urlpatterns = [*catalogue]
