@@ -101,8 +101,9 @@ def media_type(header: Header) -> str:
 def frame_bytes(path: Path | str, header: Header, index: int) -> bytes:
     """The stored bytes of frame ``index`` (from 0), without re-encoding; holds one frame in memory at most.
 
-    Native frames are in the byte order of the file; 1-bit frames that do not start on a byte are shifted to start on
-    one. Encapsulated ones are the frame's fragments joined. A video is one stream, given as frame 0.
+    Native frames are in the byte order of the file, except that bytes in big-endian words come in the order of the
+    pixels; 1-bit frames that do not start on a byte are shifted to start on one. Encapsulated ones are the frame's
+    fragments joined. A video is one stream, given as frame 0.
 
     Raises: PermanentError "no-such-frame", "no-pixel-data", "invalid-image", "truncated", "frame-too-large",
         "ambiguous-fragments" (more frames than fragments can be told apart).
@@ -134,12 +135,29 @@ def _native_frame(plain: BinaryIO, header: Header, index: int) -> bytes:
         raise PermanentError("truncated", f"frame {index + 1} ends at {end}, the pixel data has {length} bytes")
     if end - begin > MAX_FRAME_BYTES:
         raise PermanentError("frame-too-large", f"{end - begin} bytes")
-    plain.seek(offset + begin)
-    raw = plain.read(end - begin)
+    if header.pixel_is_words and layout(header).bits_allocated == 8 and _is_big_endian(header):
+        raw = _swapped(plain, offset, begin, end)
+    else:
+        plain.seek(offset + begin)
+        raw = plain.read(end - begin)
     if bits % 8 == 0:
         return raw
     shifted = int.from_bytes(raw, "little") >> (first % 8) & ((1 << bits) - 1)
     return shifted.to_bytes(-(-bits // 8), "little")
+
+
+def _is_big_endian(header: Header) -> bool:
+    return not transfer_syntaxes.is_little_endian(header.transfer_syntax)
+
+
+def _swapped(plain: BinaryIO, offset: int, begin: int, end: int) -> bytes:
+    """Bytes that travel in pairs as big-endian words (PS3.5 8.1.1), in the order of the pixels."""
+    first = begin - begin % 2
+    plain.seek(offset + first)
+    words = bytearray(plain.read(end + end % 2 - first))
+    words += bytes(len(words) % 2)
+    words[0::2], words[1::2] = words[1::2], words[0::2]
+    return bytes(words[begin - first : end - first])
 
 
 # Fragments

@@ -42,7 +42,8 @@ _WILD_NOT_WORD = re.compile(r"[^\w*?]+|_+")
 # Every spelling scheme in use (passport, GOST, BGN, by ear) meets in one rough key; order matters, longest first.
 _LATIN_FOLDS: Final = (
     ("iya", "a"), ("iia", "a"), ("ija", "a"), ("iye", "e"), ("iie", "e"), ("ije", "e"), ("iyu", "u"), ("iiu", "u"),
-    ("iju", "u"), ("shch", "sc"), ("sch", "sc"), ("tsch", "c"), ("tch", "c"), ("zh", "z"), ("kh", "h"), ("tz", "s"), ("ts", "s"),
+    ("iju", "u"),
+    ("shch", "sc"), ("sch", "sc"), ("tsch", "c"), ("tch", "c"), ("zh", "z"), ("kh", "h"), ("tz", "s"), ("ts", "s"),
     ("ch", "c"), ("sh", "s"), ("ph", "f"), ("sc", "s"), ("ks", "x"), ("yo", "e"), ("jo", "e"), ("io", "e"),
     ("ye", "e"), ("je", "e"), ("ie", "e"), ("yu", "u"), ("ju", "u"), ("iu", "u"), ("ya", "a"), ("ja", "a"),
     ("ia", "a"), ("iy", "i"), ("yi", "i"), ("ij", "i"), ("ii", "i"), ("yy", "i"), ("ey", "e"), ("ei", "e"),

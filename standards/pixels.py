@@ -67,10 +67,6 @@ def _native(raw: bytes, shape: FrameLayout, header: Header) -> Frame:
         values = np.frombuffer(raw, f"{'<' if little else '>'}f{shape.bits_allocated // 8}", count)
     elif shape.bits_allocated == 8:
         values = np.frombuffer(raw, np.int8 if shape.is_signed else np.uint8, count)
-        if not little and header.pixel_is_words:
-            # Bytes travel in pairs as big-endian words (PS3.5 8.1.1).
-            padded = np.frombuffer(raw + b"\0" * (len(raw) % 2), np.dtype(">u2")).astype("<u2")
-            values = padded.view(values.dtype)[:count]
     else:
         kind = "i" if shape.is_signed else "u"
         values = np.frombuffer(raw, f"{'<' if little else '>'}{kind}{shape.bits_allocated // 8}", count)
