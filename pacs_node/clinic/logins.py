@@ -22,7 +22,7 @@ class ClinicBackend(ModelBackend):
         """Whether this account is active and, when it came by the roster, the roster still holds."""
         if user is None or not super().user_can_authenticate(user):
             return False
-        member = RosterMember.objects.filter(user_id=user.pk).first()
+        member = RosterMember.objects.filter(user_id=user.pk or 0).first()
         return member is None or member.expires_at > timezone.now()
 
 

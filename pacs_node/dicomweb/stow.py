@@ -118,7 +118,9 @@ def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
     if not media or media[0].type != "multipart/related" or media[0].parameter("type").lower() != DICOM:
         raise PermanentError("unsupported-media-type", f'Send multipart/related; type="{DICOM}".')
     answer = _Answer(service_root(request))
-    parts = parse_related(request.META["wsgi.input"], request.headers["Content-Type"])
+    # Django reads no further than Content-Length; a chunked body has none and ends by itself.
+    stream = request if request.headers.get("Content-Length") else request.META["wsgi.input"]
+    parts = parse_related(stream, request.headers["Content-Type"])
     broken: RegisError | None = None
     try:
         for part in parts:

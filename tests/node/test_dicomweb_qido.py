@@ -1,0 +1,214 @@
+"""Searching for studies, series and instances."""
+
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from pacs_node.study_index.actions import release
+from standards.uids import new_uid
+from tests.node.dicomweb_node import Centre, ct_slice, join, take_in
+
+pytestmark = pytest.mark.django_db
+
+ALL = "*"
+
+
+@pytest.fixture
+def centre() -> Centre:
+    return join()
+
+
+@pytest.fixture
+def find(client: Client, centre: Centre) -> Any:
+    """Ask ``/dicom-web/{path}`` with a token for all studies and give the list."""
+
+    def ask(path: str, **query: object) -> Any:
+        response = client.get(f"/dicom-web/{path}", query, headers=centre.bearer(ALL))
+        assert response.status_code == 200, response.content
+        assert response["Content-Type"] == "application/dicom+json"
+        return response.json()
+
+    return ask
+
+
+def study(**values: object) -> str:
+    uid = new_uid()
+    take_in(ct_slice(uid, new_uid(), **values))  # type: ignore[arg-type]
+    return uid
+
+
+def uids(answer: list[dict[str, Any]], tag: str = "0020000D") -> set[str]:
+    return {row[tag]["Value"][0] for row in answer}
+
+
+def test_nothing_found_is_an_empty_list(find: Any) -> None:
+    assert find("studies", PatientID="nobody") == []
+
+
+def test_a_study_is_returned_with_what_the_standard_requires(find: Any) -> None:
+    uid = study()
+    (row,) = find("studies", StudyInstanceUID=uid)
+    assert row["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": "Щёголев^Пётр^Ёжикович"}]}
+    assert row["00080061"] == {"vr": "CS", "Value": ["CT"]}
+    assert row["00201206"]["Value"] == [1]
+    assert row["00201208"]["Value"] == [1]
+    assert row["00081190"]["Value"][0].endswith(f"/dicom-web/studies/{uid}")
+    assert row["00080005"]["Value"] == ["ISO_IR 192"]
+    assert row["00080090"] == {"vr": "PN"}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["Щёголев^Пётр^Ёжикович", "щеголев*", "ЩЁГОЛЕВ^П*", "*ёж*", "щего?ев*", "Щёголев", "Shchegolev*", "*^*", "*", ""],
+)
+def test_names_match_whatever_the_case_and_the_letter_yo(find: Any, pattern: str) -> None:
+    uid = study()
+    assert uids(find("studies", PatientName=pattern)) == {uid}
+
+
+@pytest.mark.parametrize("pattern", ["Иванов*", "Щёголев^Иван*", "щего??ев*", "голев", "Ivanov*"])
+def test_other_names_do_not_match(find: Any, pattern: str) -> None:
+    study()
+    assert find("studies", PatientName=pattern) == []
+
+
+def test_fuzzy_matching_finds_another_spelling(find: Any) -> None:
+    uid = study()
+    assert find("studies", PatientName="Petr Schegolev") == []
+    assert uids(find("studies", PatientName="Petr Schegolev", fuzzymatching="true")) == {uid}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [
+        ("StudyDate", "20260110", True),
+        ("StudyDate", "20260101-20260131", True),
+        ("StudyDate", "-20260110", True),
+        ("StudyDate", "20260110-", True),
+        ("StudyDate", "20260111-", False),
+        ("StudyTime", "10", True),
+        ("StudyTime", "1000-1015", True),
+        ("StudyTime", "101500-103000", True),
+        ("StudyTime", "1016-", False),
+        ("PatientID", "A-*", True),
+        ("PatientID", "a-*", False),
+        ("PatientID", "A-000?", True),
+        ("PatientID", "A_0001", False),
+        ("PatientID", "[A]-0001", False),
+        ("ModalitiesInStudy", "CT", True),
+        ("ModalitiesInStudy", "MR", False),
+        ("00100030", "19700203", True),
+        ("StudyDescription", "Грудная*", True),
+        ("AccessionNumber", "A1", True),
+        ("AccessionNumber", "%", False),
+    ],
+)
+def test_keys_match_as_the_standard_says(find: Any, key: str, value: str, fits: bool) -> None:
+    uid = study()
+    assert uids(find("studies", **{key: value})) == ({uid} if fits else set())
+
+
+def test_a_list_of_uids_finds_each_of_them(find: Any) -> None:
+    first, second = study(), study(patient_id="B")
+    study(patient_id="C")
+    assert uids(find("studies", StudyInstanceUID=f"{first},{second}")) == {first, second}
+    assert uids(find("studies", StudyInstanceUID=f"{first}\\{second}")) == {first, second}
+
+
+def test_limit_and_offset_page_through_without_loss_and_say_that_there_is_more(
+    client: Client, centre: Centre, find: Any
+) -> None:
+    everything = {study(patient_id=f"P{number}") for number in range(5)}
+    pages = [uids(find("studies", limit=2, offset=offset)) for offset in (0, 2, 4)]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert set().union(*pages) == everything
+    response = client.get("/dicom-web/studies", {"limit": 2}, headers=centre.bearer(ALL))
+    assert "additional results" in response["Warning"]
+
+
+def test_included_fields_come_from_columns_and_from_what_is_kept_beside(find: Any) -> None:
+    study(InstitutionName="Regis test clinic", PatientAge="056Y")
+    (row,) = find("studies")
+    assert "00080080" not in row
+    (row,) = find("studies", includefield="00080080,PatientAge")
+    assert row["00080080"]["Value"] == ["Regis test clinic"]
+    assert row["00101010"]["Value"] == ["056Y"]
+    (row,) = find("studies", includefield="all")
+    assert row["00101010"]["Value"] == ["056Y"]
+
+
+def test_every_level_answers_below_a_study_and_by_itself(find: Any) -> None:
+    uid, series = new_uid(), new_uid()
+    for number in range(3):
+        take_in(ct_slice(uid, series, number=number))
+    other = study(patient_id="B")
+    assert len(find(f"studies/{uid}/instances")) == 3
+    assert len(find(f"studies/{uid}/series/{series}/instances")) == 3
+    assert uids(find(f"studies/{uid}/series"), "0020000E") == {series}
+    assert find(f"studies/{uid}/series")[0]["00201209"]["Value"] == [3]
+    assert len(find("instances")) == 4
+    assert uids(find("series", Modality="CT")) == {uid, other}
+    assert len(find("instances", PatientID="B")) == 1
+    assert [row["00200013"]["Value"][0] for row in find(f"studies/{uid}/instances")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ({"StudyDate": "yesterday"}, "invalid-range"),
+        ({"StudyInstanceUID": "1.2.x"}, "invalid-uid"),
+        ({"limit": "many"}, "invalid-parameter"),
+        ({"offset": "-1"}, "invalid-parameter"),
+        ({"NoSuchKeyword": "1"}, "unknown-attribute"),
+        ({"fuzzymatching": "perhaps"}, "invalid-parameter"),
+    ],
+)
+def test_a_search_that_cannot_be_understood_is_a_named_problem(
+    client: Client, centre: Centre, query: dict[str, str], code: str
+) -> None:
+    response = client.get("/dicom-web/studies", query, headers=centre.bearer(ALL))
+    assert response.status_code == 400
+    assert response["Content-Type"] == "application/problem+json"
+    assert response.json()["code"] == code
+
+
+def test_a_key_that_is_not_matched_is_said_to_be_ignored(client: Client, centre: Centre) -> None:
+    study()
+    response = client.get("/dicom-web/studies", {"PatientAge": "1"}, headers=centre.bearer(ALL))
+    assert len(response.json()) == 1
+    assert "PatientAge" in response["Warning"]
+
+
+def test_the_number_of_queries_does_not_grow_with_the_rows(client: Client, centre: Centre) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as captured:
+            client.get("/dicom-web/studies", headers=centre.bearer(ALL))
+        return len(captured)
+
+    study()
+    queries()
+    few = queries()
+    for number in range(10):
+        study(patient_id=f"P{number}")
+    assert queries() == few
+
+
+def test_what_was_released_is_not_listed(find: Any) -> None:
+    uid = new_uid()
+    taken = take_in(ct_slice(uid, new_uid()))
+    release([taken.instance])
+    assert find("studies", StudyInstanceUID=uid) == []
+    assert find(f"studies/{uid}/instances") == []
+
+
+def test_the_same_answer_is_not_sent_twice(client: Client, centre: Centre) -> None:
+    study()
+    headers = centre.bearer(ALL)
+    first = client.get("/dicom-web/studies", headers=headers)
+    again = client.get("/dicom-web/studies", headers=headers | {"If-None-Match": first["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
