@@ -82,7 +82,7 @@ class Bell:
 _bells: dict[asyncio.AbstractEventLoop, Bell] = {}
 
 
-def with_long_poll(inner: Application) -> Application:
+def with_commands(inner: Application) -> Application:
     """``inner`` with the long poll for commands in front of it."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
