@@ -49,7 +49,7 @@ def orm(control_id: str = "10", control: str = "NW", order: str = "P-1", starts:
         f"MSH|^~\\&|HIS|CLINIC-A|REGIS|CENTRE|20261121100000||ORM^O01|{control_id}|P|2.5||||||UNICODE UTF-8\r"
         f"PID|1||4711^^^CLINIC-A^MR||{NAME}||19700102|M\r"
         f"ORC|{control}|{order}^HIS|||||^^^{starts}^^S\r"
-        f"OBR|1|{order}^HIS||CT1^КТ головы|||||||||||||||||||CT|||||\r"
+        f"OBR|1|{order}^HIS||CT1^КТ головы{'|' * 20}CT\r"
     )
 
 
@@ -58,7 +58,7 @@ def omi(control_id: str = "20") -> str:
         f"MSH|^~\\&|HIS|CLINIC-A|REGIS|CENTRE|20261121100000||OMI^O23^OMI_O23|{control_id}|P|2.5.1||||||UNICODE UTF-8\r"
         f"PID|1||4711^^^CLINIC-A^MR||{NAME}||19700102|M\r"
         "ORC|NW|P-2^HIS\rTQ1|1||||||202611231000\rOBR|1|P-2^HIS||CT2^КТ груди\r"
-        "IPC|||||CT|||||CT_A\r".replace("|||||CT_A", "|||CT_A")
+        "IPC|||||CT||||CT_A\r"
     )
 
 
