@@ -6,3 +6,13 @@ from django.apps import AppConfig
 class CatalogueConfig(AppConfig):
     name = "ris_central.catalogue"
     label = "catalogue"
+
+    def ready(self) -> None:
+        """Hear what nodes say of their images."""
+        from ris_central.catalogue.actions import arrivals  # noqa: PLC0415  models are loaded only now
+        from ris_central.federation.listeners import on_event  # noqa: PLC0415
+
+        on_event("series.changed", arrivals.take_series_changed)
+        on_event("series.released", arrivals.take_series_released)
+        on_event("delivery.progress", arrivals.take_delivery_progress)
+        on_event("instance.conflicted", arrivals.take_instance_conflicted)

@@ -21,7 +21,8 @@ class Study(models.Model):
     site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="studies")
     service_request = models.ForeignKey(ServiceRequest, null=True, on_delete=models.SET_NULL, related_name="studies")
     study_instance_uid = models.CharField(max_length=64, db_index=True)
-    patient_id = models.CharField(max_length=64, blank=True, db_index=True)
+    dicom_patient_id = models.CharField(max_length=64, blank=True, db_index=True)
+    """Patient ID (0010,0020) as the device wrote it; ``patient_id`` is the key of the person."""
     issuer_of_patient_id = models.CharField(max_length=64, blank=True)
     study_date = models.CharField(max_length=8, blank=True, db_index=True)
     study_time = models.CharField(max_length=16, blank=True)
@@ -85,6 +86,7 @@ class SeriesInstance(models.Model):
     series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="instances")
     sop_instance_uid = models.CharField(max_length=64)
     sop_class_uid = models.CharField(max_length=64)
+    transfer_syntax_uid = models.CharField(max_length=64, blank=True)
     dataset_sha256 = models.CharField(max_length=64)
     pixel_sha256 = models.CharField(max_length=64, blank=True)
     frames_sha256 = models.CharField(max_length=64, blank=True)
@@ -135,6 +137,33 @@ class SeriesHolder(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["series", "node"], name="holder_once")]
+
+
+class ParkedEvent(models.Model):
+    """What the archive told of a study whose clinic has not announced it yet; applied when it does, or after a while."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    patient_id = models.CharField(max_length=64, blank=True)
+    body = models.JSONField()
+    occurred_at = models.DateTimeField()
+    parked_at = models.DateTimeField(auto_now_add=True)
+
+
+class DeliveryState(models.Model):
+    """How far a node says it is with delivering a study to a destination: for people to see, never taken as proof."""
+
+    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="deliveries")
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    destination = models.CharField(max_length=64)
+    total = models.PositiveIntegerField(default=0)
+    receipted = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    last_error = models.TextField(blank=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["study", "node", "destination"], name="delivery_state_once")]
 
 
 class StudyConflict(models.Model):

@@ -33,6 +33,7 @@ class Consult(models.Model):
     slot = DateTimeRangeField(null=True)
     opinion = models.TextField(blank=True)
     version = models.PositiveIntegerField(default=0)
+    """Rises with every save of the opinion; a save that names an older one is refused."""
     requested_at = models.DateTimeField(auto_now_add=True)
     images_ready_at = models.DateTimeField(null=True)
     signed_at = models.DateTimeField(null=True)
@@ -42,6 +43,11 @@ class Consult(models.Model):
 
     class Meta:
         constraints = [
+            models.UniqueConstraint(
+                fields=["study", "reference_site"],
+                condition=models.Q(status__in=["requested", "accepted", "in-progress"]),
+                name="one_open_consult_per_study_and_site",
+            ),
             ExclusionConstraint(
                 name="expert_takes_one_consult_at_a_time",
                 expressions=[
@@ -49,5 +55,5 @@ class Consult(models.Model):
                     ("slot", RangeOperators.OVERLAPS),
                 ],
                 condition=models.Q(slot__isnull=False, expert__isnull=False, status__in=["accepted", "in-progress"]),
-            )
+            ),
         ]

@@ -42,4 +42,7 @@ class DiscJob(models.Model):
     report = models.JSONField(default=dict)
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
     requested_at = models.DateTimeField(auto_now_add=True)
+    attempts = models.PositiveIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(auto_now_add=True, db_index=True)
+    """When a worker may take the job; while one works it is the end of its lease, so a dead worker holds nothing up."""
     verified_at = models.DateTimeField(null=True)

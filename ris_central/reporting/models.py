@@ -79,7 +79,10 @@ class ReportDocument(models.Model):
     content = models.BinaryField()
     sha256 = models.CharField(max_length=64)
     created_at = models.DateTimeField(auto_now_add=True)
+    attempts = models.PositiveIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(auto_now_add=True, db_index=True)
     stored_at = models.DateTimeField(null=True)
+    """When the archive answered that it has the object. Until then the row is on its way: this is its outbox."""
     last_error = models.CharField(max_length=255, blank=True)
 
     class Meta:

@@ -1,0 +1,1 @@
+"""Every write to the catalogue: arrivals (events of nodes), completeness (manifests), grants."""

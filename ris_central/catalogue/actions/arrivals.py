@@ -1,0 +1,299 @@
+"""Events of nodes become studies, series, instances and holders. Each is applied in bulk and may be applied again."""
+
+from datetime import datetime
+
+from django.db import connection, transaction
+from django.utils import timezone
+
+from gateway.envelope import (
+    DeliveryProgress,
+    Event,
+    InstanceConflicted,
+    SeriesChanged,
+    SeriesReleased,
+    StudyDescription,
+)
+from ris_central.catalogue.actions.announcing import announce_changed
+from ris_central.catalogue.actions.counts import recount
+from ris_central.catalogue.actions.manifests import rehydrate
+from ris_central.catalogue.models import (
+    DeliveryState,
+    InstanceHolding,
+    ParkedEvent,
+    Series,
+    SeriesHolder,
+    SeriesInstance,
+    Study,
+    StudyConflict,
+)
+from ris_central.catalogue.times import started_at
+from ris_central.federation.models import Node
+from ris_central.orders.actions import step_in_progress
+from ris_central.orders.models import ServiceRequest
+from ris_central.organizations.models import Site
+from ris_central.patients.actions import resolve
+from ris_central.patients.models import Patient
+
+
+def lock_study(study_instance_uid: str) -> None:
+    """Let one transaction at a time write to the studies of this UID."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [study_instance_uid])
+
+
+@transaction.atomic
+def take_series_changed(node: Node, event: Event) -> None:
+    """Instances arrived at a node."""
+    body = event.body
+    if not isinstance(body, SeriesChanged):
+        raise TypeError(f"series.changed expected, {body.type} given")
+    lock_study(body.study.study_instance_uid)
+    if node.kind == Node.Kind.ARCHIVE:
+        study = known_study(body.study.study_instance_uid, body.patient.patient_id)
+        if study is None:
+            ParkedEvent.objects.create(
+                node=node,
+                study_instance_uid=body.study.study_instance_uid,
+                patient_id=body.patient.patient_id,
+                body=body.model_dump(mode="json"),
+                occurred_at=event.occurred_at,
+            )
+            return
+        _apply(study, node, body, event.occurred_at)
+    else:
+        study = _study_of_clinic(node, body, event.occurred_at)
+        _apply(study, node, body, event.occurred_at)
+        _apply_parked(study)
+    _finish(study)
+
+
+@transaction.atomic
+def adopt_parked(parked: ParkedEvent) -> None:
+    """Take in a study that was sent to the archive directly: no clinic announced it, so it is the archive's own."""
+    lock_study(parked.study_instance_uid)
+    body = SeriesChanged.model_validate(parked.body)
+    study = known_study(parked.study_instance_uid, parked.patient_id) or _study_of_clinic(
+        parked.node, body, parked.occurred_at
+    )
+    _apply_parked(study)
+    _finish(study)
+
+
+@transaction.atomic
+def take_series_released(node: Node, event: Event) -> None:
+    """A node no longer holds some instances."""
+    body = event.body
+    if not isinstance(body, SeriesReleased):
+        raise TypeError(f"series.released expected, {body.type} given")
+    lock_study(body.study_instance_uid)
+    study = known_study(body.study_instance_uid, body.patient_id)
+    if study is None:
+        return
+    series = study.series.filter(series_instance_uid=body.series_instance_uid).first()
+    if series is None:
+        return
+    InstanceHolding.objects.filter(
+        node=node,
+        instance__series=series,
+        instance__sop_instance_uid__in=[uid for uid, _ in body.released],
+        instance__dataset_sha256__in=[digest for _, digest in body.released],
+    ).delete()
+    SeriesHolder.objects.update_or_create(
+        series=series, node=node, defaults={"count": body.count, "root_hash": body.root_hash}
+    )
+    recount(study, [series])
+    _finish(study)
+
+
+@transaction.atomic
+def take_delivery_progress(node: Node, event: Event) -> None:
+    """How far a node's ledger is. Shown to people; what is safe is decided by the archive's own announcements."""
+    body = event.body
+    if not isinstance(body, DeliveryProgress):
+        raise TypeError(f"delivery.progress expected, {body.type} given")
+    studies = list(Study.objects.filter(study_instance_uid=body.study_instance_uid))
+    for study in studies:
+        DeliveryState.objects.update_or_create(
+            study=study,
+            node=node,
+            destination=body.destination,
+            defaults={
+                "total": body.total,
+                "receipted": body.receipted,
+                "failed": body.failed,
+                "last_error": body.last_error,
+            },
+        )
+        announce_changed(study)
+
+
+@transaction.atomic
+def take_instance_conflicted(node: Node, event: Event) -> None:
+    """A used SOP Instance UID came with other content; both were kept."""
+    body = event.body
+    if not isinstance(body, InstanceConflicted):
+        raise TypeError(f"instance.conflicted expected, {body.type} given")
+    StudyConflict.objects.get_or_create(
+        node=node,
+        sop_instance_uid=body.sop_instance_uid,
+        variant_sha256=body.variant_sha256,
+        defaults={
+            "study_instance_uid": body.study_instance_uid,
+            "kept_sha256": body.kept_sha256,
+            "source_ae_title": body.source_ae_title[:16],
+        },
+    )
+
+
+def known_study(study_instance_uid: str, patient_id: str) -> Study | None:
+    """The study of this UID under this patient id, as a node that knows no issuer can name it."""
+    return (
+        Study.objects.select_for_update(of=("self",))
+        .select_related("site")
+        .filter(study_instance_uid=study_instance_uid, dicom_patient_id=patient_id)
+        .order_by("id")
+        .first()
+    )
+
+
+def _study_of_clinic(node: Node, body: SeriesChanged, occurred_at: datetime) -> Study:
+    site = node.site
+    issuer = body.patient.issuer_of_patient_id or site.issuer_of_patient_id
+    patient = resolve(body.patient, issuer, site)
+    values = _study_values(body.study, site)
+    study = Study.objects.select_for_update().filter(
+        study_instance_uid=body.study.study_instance_uid, patient=patient
+    ).first() or _adopted_by_archive(node, body)
+    if study is None:
+        study = Study(
+            study_instance_uid=body.study.study_instance_uid,
+            patient=patient,
+            site=site,
+            last_instance_at=occurred_at,
+            dicom_patient_id=body.patient.patient_id,
+            issuer_of_patient_id=issuer,
+            service_request=_order_of(body.study, patient),
+            **values,
+        )
+        study.save()
+        return study
+    if study.site.kind == Site.Kind.CENTRE and node.kind != Node.Kind.ARCHIVE:
+        study.site, study.patient, study.issuer_of_patient_id = site, patient, issuer
+    for name, value in values.items():
+        if value and not getattr(study, name):
+            setattr(study, name, value)
+    study.service_request = study.service_request or _order_of(body.study, patient)
+    study.save()
+    return study
+
+
+def _adopted_by_archive(node: Node, body: SeriesChanged) -> Study | None:
+    """The archive may have been quicker than the clinic's own word; the study then moves to the clinic."""
+    if node.kind == Node.Kind.ARCHIVE:
+        return None
+    study = known_study(body.study.study_instance_uid, body.patient.patient_id)
+    return study if study is not None and study.site.kind == Site.Kind.CENTRE else None
+
+
+def _study_values(description: StudyDescription, site: Site) -> dict[str, object]:
+    return {
+        "study_date": description.study_date,
+        "study_time": description.study_time,
+        "started_at": started_at(
+            description.study_date, description.study_time, description.timezone_offset_from_utc, site.time_zone
+        ),
+        "accession_number": description.accession_number,
+        "study_id": description.study_id,
+        "study_description": description.study_description[:256],
+        "referring_physician_name": description.referring_physician_name[:324],
+        "institution_name": description.institution_name[:256],
+    }
+
+
+def _order_of(description: StudyDescription, patient: Patient) -> ServiceRequest | None:
+    """The order that was made for this study: by its Study UID, else by accession number; of the same patient only."""
+    orders = ServiceRequest.objects.filter(patient=patient)
+    found = orders.filter(study_instance_uid=description.study_instance_uid).first()
+    if found is None and description.accession_number:
+        found = orders.filter(accession_number=description.accession_number).first()
+    return found
+
+
+def _apply(study: Study, node: Node, body: SeriesChanged, occurred_at: datetime) -> None:
+    described = body.series
+    series, created = Series.objects.get_or_create(
+        study=study,
+        series_instance_uid=described.series_instance_uid,
+        defaults={
+            "modality": described.modality,
+            "series_number": described.series_number,
+            "series_description": described.series_description[:256],
+            "series_date": described.series_date,
+            "series_time": described.series_time,
+            "body_part_examined": described.body_part_examined,
+            "station_name": described.station_name,
+        },
+    )
+    held_before = SeriesHolder.objects.filter(series=series, node=node).first()
+    if not created and held_before and held_before.root_hash == body.root_hash and held_before.count == body.count:
+        # An event applied again, or one that adds nothing; what it tells is known already.
+        return
+    rehydrate(series)
+    before = series.instances.count()
+    _add_instances(series, node, body)
+    SeriesHolder.objects.update_or_create(
+        series=series, node=node, defaults={"count": body.count, "root_hash": body.root_hash}
+    )
+    changed = ["last_instance_at", "modalities", "complete_at"]
+    if series.instances.count() > before:
+        study.last_instance_at = max(study.last_instance_at, min(occurred_at, timezone.now()))
+        if node.kind != Node.Kind.ARCHIVE:
+            study.complete_at = None
+    if described.modality and described.modality not in study.modalities:
+        study.modalities = sorted({*study.modalities, described.modality})
+    study.save(update_fields=changed)
+    recount(study, [series])
+    if study.service_request is not None and node.kind != Node.Kind.ARCHIVE:
+        step_in_progress(study.service_request, described.modality)
+
+
+def _add_instances(series: Series, node: Node, body: SeriesChanged) -> None:
+    SeriesInstance.objects.bulk_create(
+        [
+            SeriesInstance(
+                series=series,
+                sop_instance_uid=added.sop_instance_uid,
+                sop_class_uid=added.sop_class_uid,
+                transfer_syntax_uid=added.transfer_syntax_uid,
+                dataset_sha256=added.dataset_sha256,
+                pixel_sha256=added.pixel_sha256 or "",
+                frames_sha256=added.frames_sha256 or "",
+                instance_number=added.instance_number,
+                number_of_frames=added.number_of_frames,
+                size=added.size,
+            )
+            for added in body.added
+        ],
+        ignore_conflicts=True,
+    )
+    wanted = {(added.sop_instance_uid, added.dataset_sha256) for added in body.added}
+    rows = series.instances.filter(sop_instance_uid__in=[uid for uid, _ in wanted]).values_list(
+        "pk", "sop_instance_uid", "dataset_sha256"
+    )
+    InstanceHolding.objects.bulk_create(
+        [InstanceHolding(instance_id=pk, node=node) for pk, uid, digest in rows if (uid, digest) in wanted],
+        ignore_conflicts=True,
+    )
+
+
+def _apply_parked(study: Study) -> None:
+    parked = ParkedEvent.objects.select_related("node__site").filter(
+        study_instance_uid=study.study_instance_uid, patient_id=study.dicom_patient_id
+    )
+    for event in parked.order_by("id"):
+        _apply(study, event.node, SeriesChanged.model_validate(event.body), event.occurred_at)
+        event.delete()
+
+
+def _finish(study: Study) -> None:
+    announce_changed(study)

@@ -1,0 +1,22 @@
+"""Pages, DICOMweb, viewer and REST of the catalogue. Included at the root."""
+
+from django.urls import include, path
+from rest_framework.routers import SimpleRouter
+
+from ris_central.catalogue import api, viewer, views
+
+router = SimpleRouter(trailing_slash=False)
+router.register("studies", api.StudyViewSet, basename="api-studies")
+
+urlpatterns = [
+    path("", views.worklist, name="worklist"),
+    path("studies/<int:pk>/", views.study, name="study"),
+    path("studies/<int:pk>/proof/", views.study_proof, name="study_proof"),
+    path("studies/<int:pk>/beside/", views.study_opened_beside, name="study_beside"),
+    path("dicom-web/", include("ris_central.catalogue.dicomweb.urls")),
+    path("viewer/app-config.js", viewer.app_config, name="viewer_config"),
+    path("viewer/", viewer.viewer_file, name="viewer"),
+    path("viewer/<path:path>", viewer.viewer_file, name="viewer_file"),
+    path("api/v1/image-tokens", api.ImageTokenView.as_view(), name="api-image-tokens"),
+    path("api/v1/", include(router.urls)),
+]
