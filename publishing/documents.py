@@ -75,7 +75,8 @@ def _nodes(items: object, depth: int) -> Iterator[str]:
             continue
         value = _value(item, str(kind))
         if value:
-            yield f"<p><b>{name}</b> {value}</p>" if name else f"<p>{value}</p>"
+            gap = "<br>" if kind == "TEXT" else " "
+            yield f"<p><b>{name}</b>{gap}{value}</p>" if name else f"<p>{value}</p>"
         if lower:
             yield "<div class=nested>" + "".join(_nodes(lower, depth + 1)) + "</div>"
 
