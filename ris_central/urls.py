@@ -32,6 +32,7 @@ urlpatterns = [
     path("schedule/", include("ris_central.orders.urls")),
     path("sites/", include("ris_central.monitoring.urls")),
     path("audit/", include("ris_central.audit.urls")),
+    path("hl7/", include("ris_central.integration.urls")),
     path("", include("ris_central.catalogue.urls")),
     path("", include("ris_central.reporting.urls")),
 ]

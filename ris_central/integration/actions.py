@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import OperationalError, connection, transaction
+from django.http import HttpRequest
 from django.utils import timezone
 
 from ris_central.audit.actions import record
 from ris_central.config import config
-from ris_central.integration.models import Hl7Message
+from ris_central.integration.models import Hl7Message, Hl7Outgoing, Hl7Receiver
 from ris_central.integration.order_messages import OrderMessage, devices_for, identity_of, order_of, site_of
 from ris_central.orders.actions import book, cancel, reschedule
 from ris_central.orders.models import Device, ScheduledProcedureStep, ServiceRequest
@@ -218,3 +219,18 @@ HANDLERS: dict[str, Callable[[Message, Site], str]] = {
     "ORM^O01": _order,
     "OMI^O23": _order,
 }
+
+
+@transaction.atomic
+def save_receiver(receiver: Hl7Receiver, request: HttpRequest) -> None:
+    """Add or change where results are sent."""
+    receiver.save()
+    detail = {"host": receiver.host, "port": receiver.port, "active": receiver.is_active}
+    record("hl7.receiver-changed", request=request, entity=receiver, detail=detail)
+
+
+@transaction.atomic
+def send_now(outgoing: Hl7Outgoing, request: HttpRequest) -> None:
+    """Have the sender try a waiting message at once."""
+    Hl7Outgoing.objects.filter(pk=outgoing.pk).update(next_attempt_at=timezone.now())
+    record("hl7.sent-now", request=request, entity=outgoing)

@@ -1,6 +1,7 @@
 """HL7 v2 messages that came and that leave."""
 
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 
 class Hl7Message(models.Model):
@@ -28,13 +29,13 @@ class Hl7Message(models.Model):
 class Hl7Receiver(models.Model):
     """Where results are sent (ORU^R01 over MLLP)."""
 
-    name = models.CharField(max_length=64, unique=True)
-    host = models.CharField(max_length=255)
-    port = models.PositiveIntegerField()
-    character_set = models.CharField(max_length=32, default="UNICODE UTF-8")
-    application = models.CharField(max_length=64, blank=True)
-    facility = models.CharField(max_length=64, blank=True)
-    is_active = models.BooleanField(default=True)
+    name = models.CharField(_("name"), max_length=64, unique=True)
+    host = models.CharField(_("host"), max_length=255)
+    port = models.PositiveIntegerField(_("port"))
+    character_set = models.CharField(_("character set"), max_length=32, default="UNICODE UTF-8")
+    application = models.CharField(_("application (MSH-5)"), max_length=64, blank=True)
+    facility = models.CharField(_("facility (MSH-6)"), max_length=64, blank=True)
+    is_active = models.BooleanField(_("in use"), default=True)
 
 
 class Hl7Outgoing(models.Model):
