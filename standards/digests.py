@@ -29,8 +29,11 @@ from standards.pixels import decode_stored
 _CHUNK: Final = 1 << 20
 
 
+Bytes = bytes | bytearray | memoryview
+
+
 class _Writable(Protocol):
-    def write(self, data: bytes, /) -> int | None: ...
+    def write(self, data: Bytes, /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class DigestWriter:
         """Write the preamble and the file meta group, which no digest covers."""
         self._file.write(meta)
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Bytes) -> int:
         """Write and hash a piece of the data set (bytes, bytearray or memoryview)."""
         self._file.write(data)
         self._hash.update(data)

@@ -9,7 +9,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from standards import transfer_syntaxes
+from standards import jpeg_extended, transfer_syntaxes
 from standards.errors import PermanentError
 from standards.frames import FrameLayout, layout, read_frame
 from standards.part10 import Header
@@ -51,6 +51,8 @@ def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]
     if header.transfer_syntax == transfer_syntaxes.RLE_LOSSLESS and shape.bits_allocated == 1:
         return _native(_unpack_bits_of_rle(stored), shape, header), shape.photometric_interpretation
     _check_codestream(stored, shape)
+    if jpeg_extended.is_ours(header.transfer_syntax, shape):
+        return jpeg_extended.decode(stored, shape, header.transfer_syntax), shape.photometric_interpretation
     return _decoded(stored, shape, header)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from standards.uids import new_uid
 
@@ -34,9 +34,9 @@ def make_image(**attributes: object) -> Dataset:
 def part10_bytes(dataset: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> bytes:
     """The data set as a Part 10 file in a native transfer syntax."""
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = transfer_syntax
-    meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID") or "1.2"
-    meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID") or "1.2"
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.MediaStorageSOPClassUID = UID(dataset.get("SOPClassUID") or "1.2")
+    meta.MediaStorageSOPInstanceUID = UID(dataset.get("SOPInstanceUID") or "1.2")
     dataset.file_meta = meta
     if transfer_syntax == ExplicitVRBigEndian and "PixelData" in dataset:
         # pydicom writes pixel data as it is given.

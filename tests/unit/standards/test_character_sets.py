@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from standards.charsets import decode, encode, encode_dataset, encode_for, is_known, terms, transliterate
 from standards.errors import PermanentError
@@ -114,7 +114,7 @@ def test_a_data_set_arrives_in_the_devices_own_set(charset: str) -> None:
     encoded = encode_dataset(original, charset)
     encoded.file_meta = FileMetaDataset()
     encoded.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    encoded.file_meta.MediaStorageSOPClassUID = encoded.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    encoded.file_meta.MediaStorageSOPClassUID = encoded.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     stream = io.BytesIO()
     encoded.save_as(stream, enforce_file_format=True)
     assert b"?" not in stream.getvalue()

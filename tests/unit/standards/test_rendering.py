@@ -105,7 +105,7 @@ def test_a_viewport_bounds_the_picture_and_keeps_its_shape(image: Callable[..., 
 
 def test_what_cannot_be_rendered_is_named(image: Callable[..., Path]) -> None:
     path = image()
-    refused = {
+    refused: dict[str, list[Callable[[], bytes]]] = {
         "cannot-render": [
             lambda: render(path, 0, media_type="image/gif"),
             lambda: render(path, 0, window=(1, 0)),
