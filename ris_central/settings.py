@@ -157,6 +157,7 @@ SPECTACULAR_SETTINGS = {"TITLE": "Regis", "VERSION": "1", "SERVE_PERMISSIONS": [
 
 STATIC_URL = "/static/"
 STATIC_ROOT = CONFIG.data_dir / "static"
+STATIC_ROOT.mkdir(exist_ok=True)
 STATICFILES_DIRS = [("vendor", CONFIG.vendor_dir)] if CONFIG.vendor_dir.is_dir() else []
 WHITENOISE_USE_FINDERS = True
 LOGGING_CONFIG = None

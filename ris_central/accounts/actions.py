@@ -119,9 +119,9 @@ def token_digest(token: str) -> str:
 
 
 @transaction.atomic
-def issue_token(user: User, name: str, request: HttpRequest | None = None) -> str:
-    """A new API token of this user; it is not shown again."""
-    token = f"regis_{secrets.token_urlsafe(32)}"
+def issue_token(user: User, name: str, request: HttpRequest | None = None, *, token: str = "") -> str:
+    """A new API token of this user (or the given one); it is not shown again."""
+    token = token or f"regis_{secrets.token_urlsafe(32)}"
     ApiToken.objects.create(user=user, name=name[:64], digest=token_digest(token))
     announce("token.issued", user, request, name=name)
     return token
