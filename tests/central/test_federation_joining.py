@@ -1,12 +1,11 @@
 """Joining, commands and trust at the centre."""
 
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from gateway.envelope import Directory, JoinRequest, SendStudy
@@ -83,29 +82,6 @@ def test_a_code_serves_one_node_but_an_answer_that_was_lost_may_be_asked_again(s
     assert actions.join(first).name == "clinic"
     with pytest.raises(PermanentError, match="join-code-spent"):
         actions.join(asked(code))
-
-
-@pytest.mark.django_db(transaction=True)
-def test_two_nodes_with_one_code_at_the_same_moment_get_one_winner(site: Site) -> None:
-    _, code = actions.create_join_code(site, "clinic", "clinic")
-    outcomes: list[str] = []
-    start = threading.Barrier(2)
-
-    def try_it() -> None:
-        start.wait()
-        try:
-            outcomes.append(actions.join(asked(code)).name)
-        except PermanentError as error:
-            outcomes.append(error.code)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=try_it) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes) == ["clinic", "join-code-spent"]
 
 
 def test_a_code_past_its_time_is_refused(site: Site) -> None:
