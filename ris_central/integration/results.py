@@ -48,7 +48,7 @@ def oru(report: Report, receiver: Hl7Receiver, control_id: str) -> bytes:
     segments = [
         f"MSH|^~\\&|REGIS|{escape(study.site.code)}|{escape(receiver.application)}|{escape(receiver.facility)}|{now}||"
         f"ORU^R01^ORU_R01|{control_id}|P|2.5.1||||||{receiver.character_set}",
-        f"PID|1||{escape(study.patient_id)}^^^{escape(study.issuer_of_patient_id)}^MR||{name}||{born}|{patient.sex}",
+        f"PID|1||{escape(study.dicom_patient_id)}^^^{escape(study.issuer_of_patient_id)}^MR||{name}||{born}|{patient.sex}",
         f"ORC|RE|{placer}|{accession}",
         "|".join(
             ["OBR", "1", placer, accession, f"{accession}^{description}", *[""] * 17, signed, "", modality, status]

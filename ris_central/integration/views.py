@@ -12,7 +12,7 @@ from ris_central.integration.models import Hl7Message, Hl7Outgoing, Hl7Receiver
 from ris_central.integration.results import CODECS
 
 
-class ReceiverForm(forms.ModelForm[Hl7Receiver]):
+class ReceiverForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic at run time
     """Where results are sent."""
 
     class Meta:
