@@ -108,7 +108,12 @@ def join() -> Centre:
         name=centre.node,
         centre_url="https://centre.example",
         epoch="e1",
-        directory={"token_keys": {"k1": public_key_to_text(centre.key.public_key())}},
+        directory={
+            "peers": [],
+            "mirror_to": [],
+            "token_keys": {"k1": public_key_to_text(centre.key.public_key())},
+            "site_name": "Клиника А",
+        },
     )
     return centre
 
