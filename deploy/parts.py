@@ -3,17 +3,20 @@
 import os
 import sys
 
+import django
 import typer
-from django.core.management import execute_from_command_line
+from django.core.management import execute_from_command_line, get_commands
 
 SETTINGS = {"centre": "ris_central.settings", "node": "pacs_node.settings"}
 
 
 def manage(project: str, arguments: list[str]) -> None:
-    """Run a management command of a project: `run web`, `migrate`, `doctor` and whatever else it has."""
+    """Run a management command of a project: `run web`, `migrate`, `seed-demo` and so on, with dashes if one likes."""
     os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS[project]
-    if not arguments:
-        arguments = ["help"]
+    arguments = arguments or ["help"]
+    django.setup()  # so that the projects' own commands are known
+    plain = {name.replace("_", ""): name for name in get_commands()}
+    arguments[0] = plain.get(arguments[0].replace("-", "").replace("_", ""), arguments[0])
     if arguments[0] == "migrate" and not any(word.startswith("--no") for word in arguments):
         arguments = [*arguments, "--no-input"]
     execute_from_command_line([f"regis {project}", *arguments])
