@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 from pydicom._dicom_dict import DicomDictionary
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import dcmwrite, write_dataset
+from pydicom.filewriter import correct_ambiguous_vr, dcmwrite, write_dataset
+from pydicom.hooks import raw_element_vr
 from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import STR_VR
 
 from publishing.contract import Medium
 from standards.errors import PermanentError
@@ -152,16 +154,19 @@ def _check_native_length(dataset: Dataset) -> None:
     """Native pixel data must hold all its frames. Raises: PermanentError("truncated")."""
     if "PixelData" not in dataset or is_encapsulated(str(dataset.file_meta.TransferSyntaxUID)):
         return
+    have, expected = len(dataset.PixelData or b""), (_pixel_bits(dataset) + 7) // 8
+    if have < expected:
+        raise PermanentError("truncated", f"pixel data has {have} of {expected} bytes")
+
+
+def _pixel_bits(dataset: Dataset) -> int:
+    """Bits that the native pixel data of all frames take. Raises: PermanentError("corrupt")."""
     try:
         samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
         bits = samples * int(dataset.BitsAllocated) * int(dataset.get("NumberOfFrames") or 1)
     except (AttributeError, TypeError, ValueError) as error:
         raise PermanentError("corrupt", f"pixel data without its description: {error}") from error
-    if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
-        bits = bits * 2 // 3
-    have = len(dataset.PixelData or b"")
-    if have < (bits + 7) // 8:
-        raise PermanentError("truncated", f"pixel data has {have} of {(bits + 7) // 8} bytes")
+    return bits * 2 // 3 if dataset.get("PhotometricInterpretation") == "YBR_FULL_422" else bits
 
 
 def _decompress(dataset: FileDataset, syntax: str) -> None:
@@ -171,6 +176,14 @@ def _decompress(dataset: FileDataset, syntax: str) -> None:
         dataset.decompress(as_rgb=True, generate_instance_uid=False)
     except Exception as error:  # each codec has its own exceptions; whichever it is, the file is named and left out
         raise PermanentError("undecodable-pixels", f"{type(error).__name__}: {error}"[:300]) from error
+    if int(dataset.get("BitsAllocated", 8)) == 1:
+        # The codecs give a byte a pixel; native pixel data of one bit has eight of them in a byte, frames back to back.
+        bits = np.frombuffer(dataset.PixelData, np.uint8)[: _pixel_bits(dataset)]
+        packed = np.packbits(bits, bitorder="little").tobytes()
+        dataset.PixelData = packed + b"\0" * (len(packed) % 2)
+    expected = (_pixel_bits(dataset) + 7) // 8
+    if len(dataset.PixelData) != expected + expected % 2:
+        raise PermanentError("undecodable-pixels", f"{len(dataset.PixelData)} bytes were decoded, not {expected}")
     if is_lossy(syntax) and syntax not in (JPEG_2000, HTJ2K):
         dataset.LossyImageCompression = "01"
 
@@ -197,12 +210,33 @@ def _swap(element: DataElement, size: int) -> None:
     element.value = np.frombuffer(element.value[:whole], dtype=f">u{size}").astype(f"<u{size}").tobytes()
 
 
+def _make_explicit(dataset: Dataset) -> None:
+    """Give every little-endian element its VR, leaving the bytes of all texts as they came.
+
+    Decoding and encoding a text again would spoil what is not in the character set it claims to be in.
+    """
+    for tag in sorted(dataset.keys()):
+        element = dataset.get_item(tag)
+        if isinstance(element, RawDataElement):
+            found: dict[str, str] = {}
+            raw_element_vr(element, found, ds=dataset)
+            if found["VR"] in STR_VR:
+                dataset[tag] = element._replace(VR=found["VR"])
+                continue
+        element = dataset[tag]
+        if element.VR == "SQ":
+            for item in element.value:
+                _make_explicit(item)
+    correct_ambiguous_vr(dataset, True)
+    dataset.set_original_encoding(False, True, dataset.original_character_set)
+
+
 def _encode(dataset: FileDataset) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     try:
-        for _ in dataset.iterall():
-            pass  # what is still raw keeps its old VR; reading it through gives the dictionary's
+        if dataset.original_encoding[1]:
+            _make_explicit(dataset)
         write_dataset(buffer, dataset)
     except Exception as error:  # values that no writer accepts come in every kind of exception
         raise PermanentError("unencodable", f"{type(error).__name__}: {error}"[:300]) from error
