@@ -59,6 +59,7 @@ _LATIN: Final = {
     "њ": "nj", "ћ": "c", "ђ": "dj", "џ": "dz", "ѓ": "g", "ќ": "k", "ѕ": "dz",
 }  # fmt: skip
 
+# The Greek letter μ counts as the micro sign: read as m it would make micrograms into milligrams.
 _SYMBOLS: Final = {
     "№": "No.", "«": '"', "»": '"', "„": '"', "“": '"', "”": '"', "‘": "'", "’": "'", "‚": "'", "‹": "'", "›": "'",
     "—": "-", "–": "-", "‒": "-", "―": "-", "‐": "-", "‑": "-", "−": "-", "…": "...", "•": "*", "·": ".", "×": "x",
@@ -68,7 +69,9 @@ _SYMBOLS: Final = {
     "←": "<-", "↑": "up", "↓": "down", "Ø": "O", "ø": "o", "ß": "ss", "Æ": "AE", "æ": "ae", "Œ": "OE", "œ": "oe",
     "Ł": "L", "ł": "l", "Đ": "D", "đ": "d", "Þ": "Th", "þ": "th", "Ð": "D", "ð": "d", "ı": "i", "¿": "", "¡": "",
     "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u200b": "", "\ufeff": "", "\u00ad": "",
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "λ": "lambda", "π": "pi", "σ": "sigma", "ω": "omega",
+    "α": "a", "β": "v", "γ": "g", "δ": "d", "ε": "e", "ζ": "z", "η": "i", "θ": "th", "ι": "i", "κ": "k", "λ": "l",
+    "ν": "n", "ξ": "x", "ο": "o", "π": "p", "ρ": "r", "σ": "s", "ς": "s", "τ": "t", "υ": "y", "φ": "f", "χ": "ch",
+    "ψ": "ps", "ω": "o",
 }  # fmt: skip
 
 
@@ -209,6 +212,9 @@ def _ascii_of(char: str, before: str, after: str) -> str:
 
 def _can_show(codecs: Sequence[str], text: str) -> bool:
     for codec in codecs:
+        if codec == "shift_jis" and not all(char.isascii() or "\uff61" <= char <= "\uff9f" for char in text):
+            # ISO-IR 13 is JIS X 0201 alone; Python's codec would add the two-byte set.
+            continue
         try:
             text.encode(codec)
         except UnicodeEncodeError:

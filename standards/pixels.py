@@ -9,13 +9,27 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from standards import jpeg_extended, transfer_syntaxes
+from standards import jpeg, transfer_syntaxes
 from standards.errors import PermanentError
 from standards.frames import FrameLayout, layout, read_frame
 from standards.part10 import Header
 
 MAX_DECODED_BYTES: Final = 1 << 30
 _FRAMES_AS_NATIVE: Final = (transfer_syntaxes.ENCAPSULATED_UNCOMPRESSED, transfer_syntaxes.DEFLATED_IMAGE_FRAME)
+
+# GDCM is left out everywhere here: it ends the process on some broken streams (see standards.jpeg).
+_PLUGINS: Final = {
+    transfer_syntaxes.JPEG_BASELINE: "pillow",
+    transfer_syntaxes.JPEG_EXTENDED: "pillow",
+    transfer_syntaxes.JPEG_LS_LOSSLESS: "pyjpegls",
+    transfer_syntaxes.JPEG_LS_NEAR_LOSSLESS: "pyjpegls",
+    transfer_syntaxes.JPEG_2000_LOSSLESS: "pylibjpeg",
+    transfer_syntaxes.JPEG_2000: "pylibjpeg",
+    transfer_syntaxes.HTJ2K_LOSSLESS: "pylibjpeg",
+    transfer_syntaxes.HTJ2K_LOSSLESS_RPCL: "pylibjpeg",
+    transfer_syntaxes.HTJ2K: "pylibjpeg",
+    transfer_syntaxes.RLE_LOSSLESS: "pylibjpeg",
+}
 
 Frame = NDArray[Any]
 
@@ -51,8 +65,9 @@ def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]
     if header.transfer_syntax == transfer_syntaxes.RLE_LOSSLESS and shape.bits_allocated == 1:
         return _native(_unpack_bits_of_rle(stored), shape, header), shape.photometric_interpretation
     _check_codestream(stored, shape)
-    if jpeg_extended.is_ours(header.transfer_syntax, shape):
-        return jpeg_extended.decode(stored, shape, header.transfer_syntax), shape.photometric_interpretation
+    if jpeg.is_ours(header.transfer_syntax, shape):
+        values = jpeg.decode(stored, shape, header.transfer_syntax)
+        return _without_unused_bits(values, shape, header), shape.photometric_interpretation
     return _decoded(stored, shape, header)
 
 
@@ -160,10 +175,10 @@ def _codestream_size(stored: bytes) -> tuple[int, int] | None:
 
 
 def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> tuple[Frame, str]:
-    try:
-        decoder = get_decoder(UID(header.transfer_syntax))
-    except NotImplementedError as error:
-        raise PermanentError("cannot-decode", f"no decoder for {header.transfer_syntax}") from error
+    plugin = _PLUGINS.get(header.transfer_syntax)
+    if plugin is None:
+        raise PermanentError("cannot-decode", f"no decoder for {header.transfer_syntax}")
+    decoder = get_decoder(UID(header.transfer_syntax))
     options: dict[str, Any] = {
         "rows": shape.rows,
         "columns": shape.columns,
@@ -178,7 +193,9 @@ def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> tuple[Frame, 
         "pixel_keyword": "PixelData",
     }
     try:
-        array, properties = decoder.as_array(encapsulate([stored], has_bot=False), index=0, raw=True, **options)
+        array, properties = decoder.as_array(
+            encapsulate([stored], has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
+        )
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, OSError) as error:
         # Codecs fail in every way there is; to the caller it is one: this frame cannot be shown.
         raise PermanentError("cannot-decode", str(error).splitlines()[0][:200] if str(error) else "codec") from error

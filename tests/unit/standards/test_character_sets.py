@@ -14,7 +14,17 @@ from standards.charsets import decode, encode, encode_dataset, encode_for, is_kn
 from standards.errors import PermanentError
 
 RUSSIAN = st.text("абвгдеёжзийклмнопрстуфхцчшщъыьэюяАБВГДЕЁЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ -", max_size=40)
-WRITABLE = ["", "ISO_IR 6", "ISO_IR 100", "ISO_IR 101", "ISO_IR 126", "ISO_IR 144", "ISO_IR 192", "GB18030"]
+WRITABLE = [
+    "",
+    "ISO_IR 6",
+    "ISO_IR 100",
+    "ISO_IR 101",
+    "ISO_IR 126",
+    "ISO_IR 144",
+    "ISO_IR 192",
+    "GB18030",
+    "ISO_IR 13",
+]
 PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="?\\^="), max_size=40)
 
 
@@ -67,6 +77,7 @@ def test_transliteration_is_ascii(text: str) -> None:
         ("5 м², 37°", "5 m2, 37 deg "),
         ("Їжак Ґанна", "Yizhak Ganna"),
         ("Müller", "Muller"),
+        ("Διονυσιος 5 μg", "Dionysios 5 ug"),
         ("中", "U+4E2D"),
     ],
 )

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.pixels.utils import iter_pixels
 
-from standards import frames
+from standards import frames, jpeg
 from standards.digests import DigestWriter, dataset_sha256, digests, frames_sha256, pixel_sha256, root_hash
 from standards.errors import PermanentError
 from standards.part10 import open_plain, read_header, write_file_meta
@@ -103,6 +103,20 @@ def test_a_broken_codestream_is_named(tmp_path: Path, image_file: ImageFile, raw
         header = replace(read_header(stream), transfer_syntax=f"1.2.840.10008.1.2.{syntax}")
         with open(path, "rb") as file, pytest.raises(PermanentError, match="cannot-decode"):
             decode_frame(file, header, 0)
+
+
+def test_a_codec_that_dies_costs_one_frame_only(sample_data: Path) -> None:
+    (path,) = (sample_data / "transfer_syntaxes" / "ge_ct_all").glob("*4.70.dcm")
+    header = read_header(io.BytesIO(path.read_bytes()))
+    shape = frames.layout(header)
+    whole = frames.frame_bytes(path, header, 0)
+    expected = jpeg.decode(whole, shape, header.transfer_syntax)
+    jpeg._decoder._running().kill()
+    assert np.array_equal(jpeg.decode(whole, shape, header.transfer_syntax), expected)
+    # An impossible request is what makes the worker itself fail.
+    with pytest.raises(PermanentError, match="cannot-decode"):
+        jpeg.decode(whole, replace(shape, photometric_interpretation="NO SUCH"), "1.2.3")
+    assert np.array_equal(jpeg.decode(whole, shape, header.transfer_syntax), expected)
 
 
 @pytest.mark.parametrize("ending", ["4.53.dcm", "4.55.dcm"])
