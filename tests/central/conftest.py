@@ -1,0 +1,37 @@
+"""What tests of the centre share."""
+
+from collections.abc import Callable
+
+import pytest
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client
+
+from ris_central.accounts.models import User
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: pytest.FixtureRequest) -> None:
+    """Tests with real transactions empty every table afterwards; the trail refuses that anywhere else."""
+    with django_db_blocker.unblock(), connection.cursor() as cursor:  # type: ignore[attr-defined]
+        cursor.execute("ALTER TABLE audit_auditevent DISABLE TRIGGER audit_event_not_emptied")
+
+
+@pytest.fixture(autouse=True)
+def _quick_and_clean(settings: pytest.FixtureRequest) -> None:
+    """A cheap password hash, and nothing left over in the cache."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # type: ignore[attr-defined]
+    cache.clear()
+
+
+@pytest.fixture
+def browser_of() -> Callable[[User | None], Client]:
+    """A browser in which this person is logged in; None is a stranger."""
+
+    def open_browser(user: User | None) -> Client:
+        client = Client(HTTP_ACCEPT_LANGUAGE="en")
+        if user is not None:
+            client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+        return client
+
+    return open_browser
