@@ -52,7 +52,9 @@ def device(of: Site, ae_title: str = "CT1", modality: str = "CT", at: Node | Non
     return Device.objects.create(site=of, node=at, name=f"Room {ae_title}", ae_title=ae_title, modality=modality)
 
 
-def patient(of: Site, name: str = NAME, born: date | None = date(1980, 12, 31), sex: str = "M", number: str = "") -> Patient:
+def patient(
+    of: Site, name: str = NAME, born: date | None = date(1980, 12, 31), sex: str = "M", number: str = ""
+) -> Patient:
     """A patient on file at the site."""
     return patients.create(name=name, site=of, birth_date=born, sex=sex, patient_id=number, actor="test")
 

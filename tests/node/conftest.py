@@ -1,0 +1,237 @@
+"""A node as its neighbours meet it: two processes' worth of real sockets, started and stopped by the test."""
+
+import os
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from deploy.processes import as_child, free_port, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+AE_TITLE = "TESTNODE"
+
+
+@dataclass
+class NodeProcess:
+    """A node in its own process and data folder; database by the environment (SQLite unless told otherwise)."""
+
+    data_dir: Path
+    dicom_port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
+    settings: dict[str, str] = field(default_factory=dict)
+    database_url: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the process is told."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("REGIS_")}
+        return {
+            **plain,
+            "PYTHONPATH": str(ROOT),
+            "DJANGO_SETTINGS_MODULE": "pacs_node.settings",
+            "REGIS_NODE_DATA_DIR": str(self.data_dir),
+            "REGIS_NODE_AE_TITLE": AE_TITLE,
+            "REGIS_NODE_DICOM_PORT": str(self.dicom_port),
+            "REGIS_NODE_HTTP_PORT": str(self.http_port),
+            "REGIS_NODE_DATABASE_URL": self.database_url,
+            "REGIS_NODE_LOW_SPACE_BYTES": "1000000",
+            **self.settings,
+        }
+
+    @property
+    def log(self) -> Path:
+        """What the process wrote."""
+        return self.data_dir / "node.log"
+
+    @property
+    def storage(self) -> Path:
+        """Where instances lie."""
+        return self.data_dir / "storage"
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a management command of this node."""
+        return subprocess.run(
+            [sys.executable, "-m", "django", *arguments],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=120,
+        )
+
+    def python(self, code: str) -> str:
+        """Run ``code`` inside Django of this node; what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", f"import django; django.setup()\n{code}"],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def sql(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        """Rows of the node's database, read from outside; ``?`` marks values."""
+        if self.database_url:
+            with psycopg.connect(self.database_url) as postgres:
+                return postgres.execute(query.replace("?", "%s"), values).fetchall()
+        connection = sqlite3.connect(self.data_dir / "node.sqlite3", timeout=30)
+        try:
+            return connection.execute(query, values).fetchall()
+        finally:
+            connection.close()
+
+    def held(self, study_instance_uid: str) -> list[tuple[str, str, bool]]:
+        """(SOP Instance UID, path, is a variant) of what the index holds of a study."""
+        rows = self.sql(
+            "SELECT i.sop_instance_uid, i.path, i.is_variant FROM study_index_instance i"
+            " JOIN study_index_series s ON s.id = i.series_id JOIN study_index_study t ON t.id = s.study_id"
+            " WHERE t.study_instance_uid = ? ORDER BY i.id",
+            study_instance_uid,
+        )
+        return [(uid, path, bool(variant)) for uid, path, variant in rows]
+
+    def files(self, study_instance_uid: str) -> list[Path]:
+        """The stored files of a study."""
+        return sorted(self.storage.glob(f"studies/??/{study_instance_uid}/**/*.dcm"))
+
+    def admit(self, ae_title: str, **columns: str | int) -> None:
+        """Put an application entity into the registry."""
+        self.python(
+            "from pacs_node.clinic.models import ApplicationEntity\n"
+            f"ApplicationEntity.objects.update_or_create(ae_title={ae_title!r}, defaults={columns!r})"
+        )
+
+    def start(self, *prefix: str) -> None:
+        """Start it and wait until both ports answer."""
+        started = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "django", "run", "pacs"],
+                env=self.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=as_child(os.getpid()),
+            )
+        wait_until(lambda: self._ready(started), 60, "the node serves")
+
+    def _ready(self, since: int) -> bool:
+        text = self.log.read_bytes()
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the node ended at once:\n{text.decode(errors='replace')[-4000:]}")
+        return b"pacs-ready" in text[since:]
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def dcmtk(self, tool: str, *arguments: str, calling: str = "MODALITY") -> subprocess.CompletedProcess[bytes]:
+        """Run a DCMTK client against this node."""
+        return subprocess.run(
+            [tool, "-aet", calling, "-aec", AE_TITLE, "127.0.0.1", str(self.dicom_port), *arguments],
+            capture_output=True,
+            timeout=120,
+            env={**os.environ, "TCP_NODELAY": "1"},
+        )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """A migrated SQLite database that knows MODALITY, to be copied; None when nodes run on PostgreSQL."""
+    if os.environ.get("REGIS_TEST_NODE_DATABASE") == "postgresql":
+        return None
+    template = NodeProcess(tmp_path_factory.mktemp("template"))
+    template.python(PREPARE)
+    return template.data_dir / "node.sqlite3"
+
+
+PREPARE = """
+from django.core.management import call_command
+from pacs_node.clinic.actions import admit
+call_command("migrate", verbosity=0)
+admit("MODALITY", actor="tests")
+from django.db import connection
+if connection.vendor == "sqlite":
+    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+"""
+
+
+def _prepared(node: NodeProcess, empty_database: Path | None) -> NodeProcess:
+    if empty_database is None:
+        node.python(PREPARE)
+    else:
+        shutil.copy(empty_database, node.data_dir / "node.sqlite3")
+    return node
+
+
+@pytest.fixture
+def make_node(
+    tmp_path: Path, empty_database: Path | None, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., NodeProcess]]:
+    """Make nodes of the test's own that know MODALITY; started unless told otherwise."""
+    nodes: list[NodeProcess] = []
+
+    def make(*, start: bool = True, **settings: str) -> NodeProcess:
+        database = request.getfixturevalue("postgres_database") if empty_database is None else ""
+        data_dir = tmp_path / f"node{len(nodes)}"
+        data_dir.mkdir()
+        node = _prepared(NodeProcess(data_dir, settings=settings, database_url=database), empty_database)
+        nodes.append(node)
+        if start:
+            node.start()
+        return node
+
+    yield make
+    for node in nodes:
+        if node.process is not None and node.process.poll() is None:
+            node.kill()
+
+
+@pytest.fixture(scope="session")
+def node_process(tmp_path_factory: pytest.TempPathFactory, empty_database: Path | None) -> Iterator[NodeProcess]:
+    """One running node that tests share: each looks only at studies, callers and items of its own."""
+    database = ""
+    server = os.environ.get("REGIS_TEST_POSTGRES_URL", "")
+    if empty_database is None:
+        name = f"regis_test_shared_{secrets.token_hex(6)}"
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        database = f"{server.rpartition('/')[0]}/{name}"
+    node = _prepared(NodeProcess(tmp_path_factory.mktemp("node"), database_url=database), empty_database)
+    node.start()
+    yield node
+    node.kill()
+
+
+def need(tool: str) -> str:
+    """Skip, by name, when the peer ``tool`` is not installed."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    return tool
