@@ -239,7 +239,8 @@ class Demo:
         await self._seed()
         centre = self.centre_parts()
         joined = [node for node in NODES if (self.directory / node.name / "joined").exists()]
-        parts = [*centre, *(part for node in joined for part in self.node_parts(node))]
+        parts = [part for node in joined for part in self.node_parts(node)]
+        await self.supervisor.start(*centre)
         await self.supervisor.start(*parts)
         if len(joined) < len(NODES):
             await self.supervisor.wait_healthy(centre[:1], 120)
@@ -249,6 +250,7 @@ class Demo:
             late = [part for node in new for part in self.node_parts(node)]
             await self.supervisor.start(*late)
             parts += late
+        parts += centre
         await self.supervisor.wait_healthy(parts, 120)
         self.tell(f"all {len(parts) + len(infrastructure)} processes are healthy")
 

@@ -66,6 +66,7 @@ class Supervisor:
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._parts: dict[str, Part] = {}
+        self._stages: list[list[str]] = []
         self._stopping = False
         self.on_restart: Callable[[], None] = lambda: None
         log_directory.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,8 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     async def start(self, *parts: Part) -> None:
-        """Start parts in this order and keep them running."""
+        """Start parts in this order and keep them running; they stop together, before what was started earlier."""
+        self._stages.append([part.name for part in parts])
         for part in parts:
             self._parts[part.name] = part
             await self._spawn(part)
@@ -143,18 +145,17 @@ class Supervisor:
         return f"{lines[-1] if lines else 'it said nothing'} (all of it in {log})"
 
     async def stop(self) -> None:
-        """Stop everything, the last started first, infrastructure only when its users are gone."""
+        """Stop everything, those started last first, servers only when their users are gone."""
         self._stopping = True
         for watcher in self._watchers.values():
             watcher.cancel()
         await asyncio.gather(*self._watchers.values(), return_exceptions=True)
-        names = list(reversed(self._running))
-        users = [name for name in names if "service" not in self._parts[name].process.command]
-        for group in (users, [name for name in names if name not in users]):
-            for name in group:
+        for stage in reversed(self._stages):
+            names = [name for name in reversed(stage) if name in self._running]
+            for name in names:
                 with contextlib.suppress(ProcessLookupError):
                     self._running[name].send_signal(self._parts[name].process.stop_signal)
-            await asyncio.gather(*(self._ended(name) for name in group))
+            await asyncio.gather(*(self._ended(name) for name in names))
         self._running.clear()
 
     async def _ended(self, name: str) -> None:

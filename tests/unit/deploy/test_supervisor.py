@@ -33,8 +33,8 @@ class Script:
         return [sys.executable, "-c", textwrap.dedent(self.text)]
 
 
-def part(name: str, text: str, healthy: Callable[[], bool] = lambda: True, command: str = "test") -> Part:
-    return Part(name, cast("Process", Script(text, ("regis", command))), {"REGIS_PART": name}, healthy)
+def part(name: str, text: str, healthy: Callable[[], bool] = lambda: True) -> Part:
+    return Part(name, cast("Process", Script(text)), {"REGIS_PART": name}, healthy)
 
 
 def alive(pid: int) -> bool:
@@ -97,7 +97,8 @@ async def test_parts_stop_before_the_servers_they_use(supervisor: Supervisor, tm
         print('ready')
         time.sleep(60)
     """
-    await supervisor.start(part("server", text, command="service"), part("user", text))
+    await supervisor.start(part("server", text))
+    await supervisor.start(part("user", text))
     await until(lambda: lines(supervisor.log_of("user")) == lines(supervisor.log_of("server")) == ["ready"])
     await supervisor.stop()
     assert lines(ends) == ["user", "server"]
