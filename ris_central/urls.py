@@ -35,7 +35,8 @@ urlpatterns = [
     path("hl7/", include("ris_central.integration.urls")),
     path("", include("ris_central.catalogue.urls")),
     path("", include("ris_central.reporting.urls")),
-    path("", include("ris_central.reporting.urls")),
+    path("", include("ris_central.consults.urls")),
+    path("", include("ris_central.discs.urls")),
 ]
 
 handler400, handler403, handler404, handler500 = bad_request, permission_denied, not_found, server_error
