@@ -40,7 +40,7 @@ class _NumberedCanvas(Canvas):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._kept: list[dict[str, object]] = []
 
-    def showPage(self) -> None:  # noqa: N802  reportlab's name
+    def showPage(self) -> None:
         self._kept.append(dict(self.__dict__))
         self._startPage()
 
