@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -22,7 +23,7 @@ from standards.uids import new_uid
 SCHEDULED = ["PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "AccessionNumber"]
 
 
-def acquire(scheduled: Dataset, *, images: int, station: str) -> Iterator[Dataset]:
+def acquire(scheduled: Dataset, *, images: int, station: str, time_zone: str = "Europe/Moscow") -> Iterator[Dataset]:
     """The instances of one examination for a Modality Worklist answer, in the character set of that answer.
 
     ``images`` is the number of slices (CT, MR) or frames (US); a DX examination is one image.
@@ -30,7 +31,7 @@ def acquire(scheduled: Dataset, *, images: int, station: str) -> Iterator[Datase
     """
     step = scheduled.ScheduledProcedureStepSequence[0]
     modality = str(step.Modality)
-    series_instance_uid, now = new_uid(), datetime.now()
+    series_instance_uid, now = new_uid(), datetime.now(ZoneInfo(time_zone))
     for number, attributes in enumerate(MAKERS[modality](images), start=1):
         instance = Dataset()
         instance.SpecificCharacterSet = scheduled.get("SpecificCharacterSet", "ISO_IR 6")
