@@ -68,6 +68,17 @@ class Person:
         return answer
 
 
+def expect_refusal(status: str, act: Callable[[], object]) -> None:
+    """Do what must be refused with this HTTP status. Raises: AssertionError when it is not."""
+    try:
+        act()
+    except Refused as refused:
+        if f": {status} " not in str(refused):
+            raise AssertionError(f"refused otherwise: {refused}") from refused
+    else:
+        raise AssertionError(f"it was not refused with {status}")
+
+
 def until(what: str, ask: Callable[[], T | None], seconds: float = 60) -> T:
     """Ask until there is an answer.
 

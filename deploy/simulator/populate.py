@@ -1,11 +1,11 @@
 """A day of work for a new region: people book through the centre, scanners ask their worklist and send images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from deploy.people import Person, until
+from deploy.people import Person, Refused, until
 from deploy.region import RegionInfo
 from deploy.simulator.acquisition import acquire
 from deploy.simulator.scanner import Scanner, Sent, read_folder
@@ -72,6 +72,17 @@ def book(person: Person, visit: Visit) -> dict[str, Any]:
     return order
 
 
+def book_first_free(person: Person, visit: Visit) -> dict[str, Any]:
+    """Book the visit at its hour or at the first free place of the day after it. Raises: Refused."""
+    for attempt in range(72):
+        try:
+            return book(person, replace(visit, hours=visit.hours + attempt / 3))
+        except Refused as refused:
+            if "slot-taken" not in str(refused):
+                raise
+    raise Refused(f"{visit.station} has no free place for a whole day")
+
+
 def examine(scanner: Scanner, order: dict[str, Any], images: int) -> Sent:
     """Find the order on the worklist, acquire it and send it."""
     accession = order["accession_number"]
@@ -97,7 +108,7 @@ def populate(info: RegionInfo, data: Path | None) -> None:
     for site, registrar in registrars.items():
         with Person(region["centre"]["url"], registrar["username"], registrar["password"]) as person:
             for visit in (visit for visit in DAY if site_of[visit.station] == site):
-                order = book(person, visit)
+                order = book_first_free(person, visit)
                 if visit.images and data is None:
                     examine(devices[visit.station], order, visit.images)
     if data is not None:
