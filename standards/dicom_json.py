@@ -25,6 +25,7 @@ as in ``7FE00010`` or ``54000100/0/54001010``."""
 Json = dict[str, Any]
 
 BINARY_VRS: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+_WORD_BYTES: Final = {"OD": 8, "OF": 4, "OL": 4, "OV": 8, "OW": 2}
 _INTEGER_VRS: Final = frozenset({"IS", "SL", "SS", "SV", "UL", "US", "UV"})
 _FLOAT_VRS: Final = frozenset({"DS", "FD", "FL"})
 _GROUPS: Final = ("Alphabetic", "Ideographic", "Phonetic")
@@ -62,12 +63,25 @@ def _dataset(dataset: Dataset, bulk: BulkDataURI | None, notes: list[str], path:
             # Group lengths have no place in the model.
             continue
         try:
-            result[name] = _element(dataset[tag], bulk, notes, f"{path}{name}", depth)
+            element = dataset[tag]
+            if element.VR in _WORD_BYTES and dataset.original_encoding[1] is False:
+                element = _little_endian(element)
+            result[name] = _element(element, bulk, notes, f"{path}{name}", depth)
         except _UNREADABLE as error:
             raw = dataset.get_item(tag)
             result[name] = {"vr": raw.VR if isinstance(raw, RawDataElement | DataElement) and raw.VR else "UN"}
             notes.append(f"{path}{name}: {type(error).__name__}")
     return result
+
+
+def _little_endian(element: DataElement) -> DataElement:
+    """A copy of a binary element from a big-endian data set, as the model's bytes are little-endian."""
+    value = element.value if isinstance(element.value, bytes) else b""
+    size = _WORD_BYTES[element.VR]
+    if len(value) % size:
+        raise ValueError("not whole words")
+    swapped = b"".join(value[start : start + size][::-1] for start in range(0, len(value), size))
+    return DataElement(element.tag, element.VR, swapped, already_converted=True)
 
 
 def _element(element: DataElement, bulk: BulkDataURI | None, notes: list[str], path: str, depth: int) -> Json:

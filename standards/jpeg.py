@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -89,6 +90,11 @@ class _Decoder:
                     # Bytes for a dead process; they have nowhere to go.
                     continue
 
+    def forget(self) -> None:
+        """In a forked process: the worker is the parent's, its pipes must not be shared."""
+        self._lock = threading.Lock()
+        self._process = None
+
     def close(self) -> None:
         """End the worker process."""
         with self._lock:
@@ -108,6 +114,7 @@ def _answer(stream: IO[bytes]) -> bytes:
 
 _decoder = _Decoder()
 atexit.register(_decoder.close)
+os.register_at_fork(after_in_child=_decoder.forget)
 
 
 def decode(stored: bytes, shape: FrameLayout, transfer_syntax: str) -> NDArray[Any]:

@@ -199,6 +199,11 @@ def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> tuple[Frame, 
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, OSError) as error:
         # Codecs fail in every way there is; to the caller it is one: this frame cannot be shown.
         raise PermanentError("cannot-decode", str(error).splitlines()[0][:200] if str(error) else "codec") from error
+    except BaseException as error:
+        # The RLE codec is Rust; on a broken frame it panics, in a class that derives from no other and has no module.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PermanentError("cannot-decode", "the codec panicked") from error
     values = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
     if shape.bits_allocated > 1:
         values = _without_unused_bits(values, shape, header)

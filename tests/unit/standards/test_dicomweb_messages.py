@@ -194,6 +194,18 @@ def test_a_broken_value_is_noted_and_the_rest_is_given(image_file: Callable[...,
     assert [note.split(":")[0] for note in notes] == ["00200013"]
 
 
+def test_binary_values_are_little_endian_whatever_the_file(image_file: Callable[..., io.BytesIO]) -> None:
+    def table(syntax: str, raw: bytes) -> str:
+        lut = Dataset()
+        lut.LUTDescriptor = [2, 0, 16]
+        lut.add_new(0x00283006, "OW", raw)
+        header = read_header(image_file(syntax, VOILUTSequence=[lut]))
+        model = to_json(header.dataset)["00283010"]["Value"][0]["00283006"]
+        return str(model["InlineBinary"])
+
+    assert table("1.2.840.10008.1.2.2", b"\1\2\3\4") == table(NATIVE, b"\2\1\4\3")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"0010": {"vr": "PN"}}', '{"00100010": 5}', '{"x": {"vr": "PN"}}'])
 def test_json_that_is_no_data_set_is_refused(text: str) -> None:
     with pytest.raises(PermanentError, match="invalid-dicom-json"):

@@ -119,6 +119,16 @@ def test_a_codec_that_dies_costs_one_frame_only(sample_data: Path) -> None:
     assert np.array_equal(jpeg.decode(whole, shape, header.transfer_syntax), expected)
 
 
+def test_an_rle_frame_that_unpacks_too_much_is_named(tmp_path: Path, image_file: ImageFile) -> None:
+    segment = (2).to_bytes(4, "little") + (64).to_bytes(4, "little") + (66).to_bytes(4, "little") + bytes(52)
+    path = tmp_path / "frames.dcm"
+    for tail in (b"\x81\0" * 50, b"\x7f" + bytes(3), b"\x7f" * 200, b""):
+        stream = encapsulated(image_file, encapsulate([segment + tail + b"\0" * (len(tail) % 2)], has_bot=False), 1)
+        path.write_bytes(stream.getvalue())
+        with open(path, "rb") as file, pytest.raises(PermanentError, match="cannot-decode"):
+            decode_frame(file, read_header(stream), 0)
+
+
 @pytest.mark.parametrize("ending", ["4.53.dcm", "4.55.dcm"])
 def test_progressive_jpeg_equals_sequential(sample_data: Path, ending: str) -> None:
     folder = sample_data / "transfer_syntaxes" / "ge_ct_all"
