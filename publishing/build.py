@@ -23,6 +23,7 @@ from standards.errors import PermanentError, RegisError, TransientError
 from standards.part10 import text
 from standards.person_names import display, fold
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEDIUM_NAMES = {"cd": "CD", "dvd": "DVD", "usb": "USB stick"}
 
 
@@ -68,7 +69,7 @@ def build_disc(
         with tempfile.TemporaryDirectory(prefix=".regis-disc-", dir=output.parent) as folder:
             return job.run(list(sources), output, Path(folder))
     except OSError as error:
-        code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disc-not-written"
+        code = "disk-full" if error.errno in _NO_ROOM else "disc-not-written"
         raise TransientError(code, f"{error.strerror or error} ({output.parent})") from error
 
 
@@ -120,9 +121,8 @@ class _Job:
         files["IHE_PDI/MANIFEST.TXT"] = listing
         digests["IHE_PDI/MANIFEST.TXT"] = hashlib.sha256(listing.read_bytes()).hexdigest()
         self._fits(sum(path.stat().st_size for path in files.values()))
-        self._progress(Progress("writing", 0, len(files)))
         image = folder / "disc.iso"
-        write_image(files, image, volume_id)
+        write_image(files, image, volume_id, lambda done, total: self._progress(Progress("writing", done, total)))
         self._fits(image.stat().st_size)
         verify_image(image, digests, manifest, lambda done, total: self._progress(Progress("verifying", done, total)))
         with image.open("rb") as stream:
@@ -175,7 +175,7 @@ class _Job:
             except RegisError as error:
                 self._rejected.append(Rejected(path, error.code, error.detail))
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno in _NO_ROOM:
                     raise
                 self._rejected.append(Rejected(path, "unreadable", error.strerror or str(error)))
         self._progress(Progress("reading", len(paths), len(paths)))

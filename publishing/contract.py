@@ -30,7 +30,7 @@ class DiscOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the job stands: ``done`` of ``total`` files in this ``step``."""
+    """Where the job stands: ``done`` of ``total`` files in this ``step``; while writing the image, of its bytes."""
 
     step: Literal["reading", "viewer", "writing", "verifying"]
     done: int

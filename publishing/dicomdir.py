@@ -1,5 +1,6 @@
 """The DICOMDIR of a disc, written record by record in linear time."""
 
+import io
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
@@ -242,7 +244,11 @@ def keys_of(kind: str, dataset: Dataset, *, number: int = 0) -> Dataset:
     if keys.get("VerificationFlag") == "VERIFIED" and not keys.get("VerificationDateTime"):
         keys.VerificationDateTime = f"{keys.ContentDate}{keys.ContentTime}"
     declared = charsets.terms(dataset.get("SpecificCharacterSet"))
-    return charsets.encode_dataset(keys, declared if _can_show(keys, declared) else "ISO_IR 192")
+    if charsets.is_known(declared):
+        candidate = charsets.encode_dataset(keys, declared)
+        if _texts(_decoded(_encoded(candidate))) == _texts(keys):
+            return candidate
+    return charsets.encode_dataset(keys, "ISO_IR 192")
 
 
 def instance_keys(dataset: Dataset, file_id: str, transfer_syntax_uid: str, *, number: int) -> Dataset:
@@ -298,12 +304,12 @@ def encode(patients: Iterable[Record], file_set_id: str) -> bytes:
     return head + file_set + bytes(items)
 
 
-def _can_show(keys: Dataset, charset: list[str]) -> bool:
-    """Whether the declared character set is a known one that has every character of these texts."""
-    if not charsets.is_known(charset):
-        return False
-    texts = [str(element.value) for element in keys.iterall() if element.VR in charsets.TEXT_VRS]
-    return all(charsets.encode_for(text, charset) == text for text in texts)
+def _texts(keys: Dataset) -> list[str]:
+    return [str(element.value) for element in keys.iterall() if element.VR in charsets.TEXT_VRS]
+
+
+def _decoded(encoded: bytes) -> Dataset:
+    return read_dataset(io.BytesIO(encoded), is_implicit_VR=False, is_little_endian=True)
 
 
 def _copy(dataset: Dataset, keys: Dataset, keyword: str, number: int) -> None:

@@ -14,7 +14,12 @@ from standards.errors import PermanentError
 _BLOCK = 1 << 20
 
 
-def write_image(files: dict[str, Path], target: Path, volume_id: str) -> None:
+def write_image(
+    files: dict[str, Path],
+    target: Path,
+    volume_id: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Write ``files`` (path on the disc, parts in 8.3 separated by ``/``, to file) as one finalised session.
 
     Source: PS3.12 Annex F (ISO 9660 level 1); Joliet and UDF only repeat the names.
@@ -31,7 +36,7 @@ def write_image(files: dict[str, Path], target: Path, volume_id: str) -> None:
                     image.add_directory(folder, joliet_path=folder, udf_path=folder)
                     made.add(folder)
             image.add_file(str(files[name]), _iso_path(name), joliet_path=f"/{name}", udf_path=f"/{name}")
-        image.write(str(target), blocksize=_BLOCK)
+        image.write(str(target), blocksize=_BLOCK, progress_cb=lambda done, total, _: progress(done, total))
     finally:
         image.close()
 

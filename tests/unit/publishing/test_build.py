@@ -1,13 +1,18 @@
 """What goes on a disc, in which form, and what is refused by name."""
 
 import hashlib
+import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
 from pydicom.uid import (
     MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
@@ -22,6 +27,7 @@ from pydicom.uid import (
 from publishing.build import build_disc
 from publishing.contract import CAPACITY, DiscOptions, DiscReport, Progress
 from publishing.image import ImageReader
+from publishing.instance import load, write
 from standards.errors import PermanentError, RegisError
 from standards.uids import new_uid
 from tests.unit.publishing.made_up import PDF, ct_slice, save, us_cine
@@ -216,3 +222,94 @@ def test_the_label_says_whose_disc_it_is_and_what_is_on_it(disc: DiscReport) -> 
     assert disc.label.splitlines()[0] == "Щёголев-Ящуржинский Пётр Ёжикович"
     assert "20.11.2026 КТ грудной клетки" in disc.label
     assert disc.label.splitlines()[-1] == "DICOM PLUS WEB"
+
+
+def test_text_that_is_not_in_its_declared_character_set_keeps_its_bytes(tmp_path: Path) -> None:
+    ds = ct_slice(new_uid(), new_uid(), 1)
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.StudyDescription = "PLACEHOLDER!"
+    source = save(ds, tmp_path / "source.dcm", ImplicitVRLittleEndian)
+    mislabelled = "Голова 12345".encode("cp1251")
+    source.write_bytes(source.read_bytes().replace(b"PLACEHOLDER!", mislabelled))
+    report = build_disc([source], tmp_path / "disc.iso")
+    with ImageReader(report.output) as image:
+        assert mislabelled in image.read(report.manifest[0].file_id)
+        directory = dcmread(io.BytesIO(image.read("DICOMDIR")))
+    assert directory.DirectoryRecordSequence[1].StudyDescription == "Голова 12345"
+
+
+def test_compressed_one_bit_frames_are_packed_eight_to_a_byte_again(tmp_path: Path) -> None:
+    frames = np.random.default_rng(5).integers(0, 2, (3, 65, 67), np.uint8)
+    ds = ct_slice(new_uid(), new_uid(), 1)
+    ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
+    ds.Rows, ds.Columns, ds.NumberOfFrames = 65, 67, 3
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation = 7, 0
+    encoder = get_encoder(JPEG2000Lossless)
+    ds.PixelData = encapsulate([encoder.encode(frame, **_grey_bytes(frame)) for frame in frames])
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 1, 1, 0
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    report = build_disc([save(ds, tmp_path / "seg.dcm", JPEG2000Lossless)], tmp_path / "disc.iso")
+    with ImageReader(report.output) as image:
+        back = dcmread(io.BytesIO(image.read(report.manifest[0].file_id)))
+    assert len(back.PixelData) == 1634  # 13065 bits, even
+    assert np.array_equal(back.pixel_array, frames)
+
+
+def _grey_bytes(frame: np.ndarray[Any, Any]) -> dict[str, Any]:
+    return {
+        "rows": frame.shape[0],
+        "columns": frame.shape[1],
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": 8,
+        "bits_stored": 8,
+        "pixel_representation": 0,
+        "number_of_frames": 1,
+        "encoding_plugin": "pylibjpeg",
+    }
+
+
+def test_a_full_disk_is_a_transient_error_and_leaves_nothing(study_folder: Path, tmp_path: Path) -> None:
+    # A file size limit is the nearest thing to a full disk that every test machine has.
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from publishing.build import build_disc\n"
+        "from standards.errors import TransientError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: build_disc([Path(sys.argv[1])], Path(sys.argv[2]))\n"
+        "except TransientError as error: print(error.code)\n"
+    )
+    output = tmp_path / "out" / "disc.iso"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(study_folder), str(output)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "disk-full"
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["charsets", "us_cine", "priors_fruit_ct_mr_sr", "sr_pdf_ps", "mr/single"])
+def test_real_studies_go_on_a_disc_and_what_cannot_is_named(folder: str, sample_data: Path, tmp_path: Path) -> None:
+    report = build_disc([sample_data / folder], tmp_path / "disc.iso")
+    files = [path for path in (sample_data / folder).rglob("*") if path.is_file()]
+    assert report.instances + len(report.rejected) + len(report.duplicates) == len(files)
+    assert {item.code for item in report.rejected} <= {"not-dicom", "missing-uid", "conflicting-instance"}
+    assert report.instances >= len(files) * 0.8
+
+
+@pytest.mark.parametrize("folder", ["ge_ct_all", "colour", "small"])
+def test_real_encodings_come_out_with_the_pixels_that_went_in(folder: str, sample_data: Path, tmp_path: Path) -> None:
+    refused: dict[str, str] = {}
+    checked = 0
+    for path in sorted((sample_data / "transfer_syntaxes" / folder).iterdir()):
+        try:
+            write(load(path, path.read_bytes(), "cd"), tmp_path / "back.dcm")
+        except PermanentError as error:
+            refused[path.name] = error.code
+            continue
+        source, back = dcmread(path), dcmread(tmp_path / "back.dcm")
+        assert back.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+        assert np.array_equal(source.pixel_array, back.pixel_array), path.name
+        checked += 1
+    assert set(refused.values()) <= {"missing-uid", "invalid-vr", "undecodable-pixels"}
+    assert checked >= 8

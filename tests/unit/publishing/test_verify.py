@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -74,8 +75,8 @@ def test_a_directory_that_leaves_out_an_instance_is_noticed(
 def test_a_disc_that_does_not_read_back_is_not_delivered(
     study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_and_spoil(files: dict[str, Path], target: Path, volume_id: str) -> None:
-        write_image(files, target, volume_id)
+    def write_and_spoil(files: dict[str, Path], target: Path, *rest: Any) -> None:
+        write_image(files, target, *rest)
         place = offset_of(target, files["README.TXT"].read_bytes())
         with target.open("r+b") as stream:
             stream.seek(place)
