@@ -9,25 +9,27 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
+import httpx
 import typer
 
-from deploy import postgres, valkey
+from deploy import postgres
 from deploy.certificates import ensure_authority, ensure_certificate
-from deploy.health import both, http_ok, https_ok, listens, worker_answers
 from deploy.link import Link
+from deploy.people import Refused
 from deploy.processes import as_child, port_is_free, write_private
-from deploy.procfile import read
 from deploy.region import NODES, PEOPLE, SITES, Node, Ports, RegionInfo, Secrets, document, seed
-from deploy.supervisor import Part, PartError, Supervisor, base_environment
+from deploy.supervisor import PartError, Supervisor, base_environment
+from deploy.wiring import Wiring
+from standards.errors import RegisError
 
 ROOT = Path(__file__).parent.parent
 NEEDED_BYTES = 1_000_000_000
-PROCESSES = read()
 
 app = typer.Typer(add_completion=False)
 
@@ -69,108 +71,15 @@ class Demo:
         (self.directory / "region.json").unlink(missing_ok=True)
         self.secrets = Secrets.of(self.directory)
         tls = self.directory / "tls"
-        self.authority = ensure_authority(tls)
-        self.certificates = {name: ensure_certificate(tls, name) for name in ("centre", *(node.name for node in NODES))}
+        authority = ensure_authority(tls)
+        certificates = {name: ensure_certificate(tls, name) for name in ("centre", *(node.name for node in NODES))}
         self.supervisor = Supervisor(ROOT, self.directory / "log", self.tell)
         self.links = {node.name: Link(self.ports.node(node)["link"]) for node in NODES}
+        self.wiring = Wiring(self.directory, self.ports, self.secrets, authority, certificates, self.links)
 
     def tell(self, text: str) -> None:
         """One line of progress, with the seconds since the start."""
         print(f"{time.monotonic() - self._begun:6.1f} s  {text}", flush=True)
-
-    def _tls(self, prefix: str, name: str) -> dict[str, str]:
-        certificate, key = self.certificates[name]
-        return {
-            f"{prefix}TLS_CERTIFICATE": str(certificate),
-            f"{prefix}TLS_KEY": str(key),
-            f"{prefix}TLS_CA": str(self.authority),
-        }
-
-    def _service_environment(self) -> dict[str, str]:
-        return {
-            "REGIS_POSTGRES_DIRECTORY": str(self.directory / "postgres"),
-            "REGIS_POSTGRES_PORT": str(self.ports.centre["postgres"]),
-            "REGIS_VALKEY_DIRECTORY": str(self.directory / "valkey"),
-            "REGIS_VALKEY_PORT": str(self.ports.centre["valkey"]),
-        }
-
-    def _database(self, name: str, password: str) -> str:
-        return f"postgresql://{name}:{password}@127.0.0.1:{self.ports.centre['postgres']}/{name}"
-
-    @property
-    def _broker(self) -> str:
-        return valkey.url(self.directory / "valkey", self.ports.centre["valkey"])
-
-    def centre_environment(self) -> dict[str, str]:
-        """The centre's settings."""
-        ports = self.ports.centre
-        return {
-            "REGIS_CENTRE_DATA_DIR": str(self.directory / "centre"),
-            "REGIS_CENTRE_REGION_NAME": "Приозёрский край",
-            "REGIS_CENTRE_HTTP_PORT": str(ports["centre http"]),
-            "REGIS_CENTRE_HTTPS_PORT": str(ports["centre https"]),
-            "REGIS_CENTRE_HL7_PORT": str(ports["centre hl7"]),
-            "REGIS_CENTRE_DATABASE_URL": self._database("regis_centre", self.secrets.centre_database),
-            "REGIS_CENTRE_REDIS_URL": self._broker,
-            "REGIS_CENTRE_VENDOR_DIR": str(ROOT / "var" / "vendor"),
-            **self._tls("REGIS_CENTRE_", "centre"),
-        }
-
-    def node_environment(self, node: Node) -> dict[str, str]:
-        """A node's settings; the archive keeps its index in PostgreSQL, clinics in SQLite."""
-        ports = self.ports.node(node)
-        site = next(site for site in SITES if site["code"] == node.site)
-        found = {
-            "REGIS_NODE_DATA_DIR": str(self.directory / node.name),
-            "REGIS_NODE_NAME": node.name,
-            "REGIS_NODE_KIND": node.kind,
-            "REGIS_NODE_AE_TITLE": node.aet,
-            "REGIS_NODE_HTTP_PORT": str(ports["http"]),
-            "REGIS_NODE_HTTPS_PORT": str(ports["https"]),
-            "REGIS_NODE_DICOM_PORT": str(ports["dicom"]),
-            "REGIS_NODE_PROXY_URL": self.links[node.name].url,
-            "REGIS_NODE_TIME_ZONE": site["time_zone"],
-            "REGIS_NODE_VENDOR_DIR": str(ROOT / "var" / "vendor"),
-            **self._tls("REGIS_NODE_", node.name),
-        }
-        if node.kind == "archive":
-            found["REGIS_NODE_DATABASE_URL"] = self._database("regis_archive", self.secrets.archive_database)
-        return found
-
-    def infrastructure(self) -> list[Part]:
-        """PostgreSQL and the Redis-compatible server."""
-        environment = self._service_environment()
-        data, port = self.directory / "postgres", self.ports.centre["postgres"]
-
-        def database_answers() -> bool:
-            return (data / "password").exists() and postgres.answers(postgres.superuser_url(data, port))
-
-        def broker_answers() -> bool:
-            return (self.directory / "valkey" / "password").exists() and valkey.answers(self._broker)
-
-        return [
-            Part("postgres", PROCESSES["postgres"], environment, database_answers),
-            Part("valkey", PROCESSES["valkey"], environment, broker_answers),
-        ]
-
-    def centre_parts(self) -> list[Part]:
-        """The centre's processes."""
-        environment, ports = self.centre_environment(), self.ports.centre
-        web = both(http_ok(ports["centre http"]), https_ok(ports["centre https"], str(self.authority)))
-        return [
-            Part("centre-web", PROCESSES["centre-web"], environment, web),
-            Part("centre-worker", PROCESSES["centre-worker"], environment, worker_answers(self._broker)),
-            Part("centre-hl7", PROCESSES["centre-hl7"], environment, listens(ports["centre hl7"])),
-        ]
-
-    def node_parts(self, node: Node) -> list[Part]:
-        """A node's two processes."""
-        environment, ports = self.node_environment(node), self.ports.node(node)
-        pacs = both(http_ok(ports["http"]), https_ok(ports["https"], str(self.authority)), listens(ports["dicom"]))
-        return [
-            Part(f"{node.name}-pacs", PROCESSES["node-pacs"], environment, pacs),
-            Part(f"{node.name}-gateway", PROCESSES["node-gateway"], environment, lambda: True),
-        ]
 
     async def command(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
         """Run a command of a part to its end, two at a time.
@@ -227,35 +136,35 @@ class Demo:
         """Start the whole region and wait until every part is healthy."""
         for link in self.links.values():
             await link.start()
-        infrastructure = self.infrastructure()
+        infrastructure = self.wiring.infrastructure()
         await self.supervisor.start(*infrastructure)
         await self.supervisor.wait_healthy(infrastructure, 90)
         self.tell("postgres and valkey answer")
         await asyncio.to_thread(self._make_databases)
         await self._gather(
-            self.migrate("centre", "centre", self.centre_environment()),
-            *(self.migrate(node.name, "node", self.node_environment(node)) for node in NODES),
+            self.migrate("centre", "centre", self.wiring.centre_environment()),
+            *(self.migrate(node.name, "node", self.wiring.node_environment(node)) for node in NODES),
         )
         await self._seed()
-        centre = self.centre_parts()
+        centre = self.wiring.centre_parts()
         joined = [node for node in NODES if (self.directory / node.name / "joined").exists()]
-        parts = [part for node in joined for part in self.node_parts(node)]
+        parts = [part for node in joined for part in self.wiring.node_parts(node)]
         await self.supervisor.start(*centre)
         await self.supervisor.start(*parts)
         if len(joined) < len(NODES):
-            await self.supervisor.wait_healthy(centre[:1], 120)
+            await self.supervisor.wait_healthy(centre[:1], 300)
             self.tell("the centre answers")
             new = [node for node in NODES if node not in joined]
             await self._gather(*(self._join(node) for node in new))
-            late = [part for node in new for part in self.node_parts(node)]
+            late = [part for node in new for part in self.wiring.node_parts(node)]
             await self.supervisor.start(*late)
             parts += late
         parts += centre
-        await self.supervisor.wait_healthy(parts, 120)
+        await self.supervisor.wait_healthy(parts, 300)
         self.tell(f"all {len(parts) + len(infrastructure)} processes are healthy")
 
     def _make_databases(self) -> None:
-        admin = postgres.superuser_url(self.directory / "postgres", self.ports.centre["postgres"])
+        admin = self.wiring.superuser
         postgres.ensure_database(admin, "regis_centre", self.secrets.centre_database)
         postgres.ensure_database(admin, "regis_archive", self.secrets.archive_database)
 
@@ -270,7 +179,7 @@ class Demo:
 
         async def work() -> None:
             write_private(file, text)
-            await self.command("centre", ["centre", "seed-demo", "--file", str(file)], self.centre_environment())
+            await self.command("centre", ["centre", "seed-demo", "--file", str(file)], self.wiring.centre_environment())
             self.tell(f"centre: {len(SITES)} sites, {len(PEOPLE)} people and their devices are known")
 
         await self.once(self.directory / "centre" / "seeded", hashlib.sha256(text.encode()).hexdigest(), work)
@@ -280,14 +189,14 @@ class Demo:
         code = self.secrets.join_codes[node.name]
 
         async def work() -> None:
-            await self.command(node.name, ["node", "join", url, code], self.node_environment(node))
+            await self.command(node.name, ["node", "join", url, code], self.wiring.node_environment(node))
             self.tell(f"{node.name}: joined the region")
 
         await self.once(self.directory / node.name / "joined", url, work)
 
     def write_region(self) -> None:
         """Write region.json for those who drive the region from outside."""
-        content = document(self.ports, self.secrets, self.authority, self.supervisor.pids)
+        content = document(self.ports, self.secrets, self.wiring.authority, self.supervisor.pids)
         write_private(self.directory / "region.json", json.dumps(content, ensure_ascii=False, indent=1))
 
     def info(self) -> RegionInfo:
@@ -362,10 +271,15 @@ async def _run(demo: Demo, data: Path | None, once: bool) -> int:
         demo.write_region()
         demo.supervisor.on_restart = demo.write_region
         if once:
-            story = importlib.import_module("deploy.story")
-            playing = asyncio.create_task(asyncio.to_thread(story.play, demo.info(), data))
+            playing = _in_thread("deploy.story", "play", demo.info(), data)
             return int(playing.result()) if await _first(playing, stopped) else 130
         demo.welcome()
+        filling = _in_thread("deploy.simulator.populate", "populate", demo.info(), data)
+        try:
+            if await _first(filling, stopped):
+                demo.tell("a day's work is booked and acquired")
+        except (RegisError, Refused, httpx.HTTPError, OSError) as error:
+            demo.tell(f"a day's work could not be made: {error}")
         await stopped
         return 0
     finally:
@@ -373,7 +287,33 @@ async def _run(demo: Demo, data: Path | None, once: bool) -> int:
         await demo.stop()
 
 
-async def _first(work: "asyncio.Task[object]", stopped: "asyncio.Task[object]") -> bool:
+def _in_thread(module: str, function: str, *arguments: object) -> "asyncio.Future[Any]":
+    """Call a function of a module that only this needs, in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: object, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(error)
+
+    def act() -> None:
+        result, failure = None, None
+        try:
+            result = getattr(importlib.import_module(module), function)(*arguments)
+        except BaseException as error:  # whatever it is, it belongs to the one who awaits it
+            failure = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=act, name=function, daemon=True).start()
+    return outcome
+
+
+async def _first(work: "asyncio.Future[Any]", stopped: "asyncio.Future[Any]") -> bool:
     """Wait for the work or the wish to stop; whether the work came first, its exception raised here."""
     await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
