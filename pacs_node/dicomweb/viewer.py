@@ -65,6 +65,7 @@ def viewer(request: HttpRequest, name: str = "") -> HttpResponseBase:
     state = JoinState.objects.only("centre_url").first()
     centre = urlsplit(state.centre_url) if state else None
     ancestors = f" {centre.scheme}://{centre.netloc}" if centre and centre.netloc else ""
+    response["Cross-Origin-Opener-Policy"] = "unsafe-none"  # the centre's page hands fresh tokens to this window
     response["Content-Security-Policy"] = f"frame-ancestors 'self'{ancestors}"
     return response
 

@@ -1,23 +1,15 @@
 """A node's HTTP side on a real port, and a client of it, for tests."""
 
 import io
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from gateway.models import JoinState
-from pacs_node.config import NodeConfig
 from pacs_node.study_index.actions import Ingested, ingest
-from pacs_node.web import WebServers
-from pacs_node.wsgi import application
 from standards.tokens import generate_key, issue_image_token, public_key_to_text
 from standards.uids import new_uid
 
@@ -116,27 +108,3 @@ def join() -> Centre:
         },
     )
     return centre
-
-
-@contextmanager
-def served() -> Iterator[str]:
-    """The node's WSGI application on a free port of 127.0.0.1; gives its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    servers = WebServers(NodeConfig(http_port=port), application)
-    servers.start()
-    address = f"http://127.0.0.1:{port}"
-    wait_for(lambda: httpx.get(f"{address}/viewer/app-config.js").status_code == 200)
-    try:
-        yield address
-    finally:
-        servers.stop()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Poll until ``condition()`` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "this did not come true in time"
-        time.sleep(0.05)
