@@ -29,9 +29,9 @@ PEERS = {
     "dciodvfy": "dicom3tools",
     "chromium": "chromium",
     "firefox-esr": "firefox-esr",
-    "ip": "iproute2",
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
 }
-"""Programs that tests talk to, and Debian's package of each."""
+"""Programs (and the font that browsers draw Cyrillic with) that tests need, and Debian's package of each."""
 
 app = typer.Typer(add_completion=False)
 
@@ -81,7 +81,8 @@ class Tally:
 def install_peers() -> None:
     """Install the programs that tests talk to, where that is ours to do; elsewhere say which are missing."""
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-    missing = sorted({package for program, package in PEERS.items() if not shutil.which(program, path=search)})
+    wanting = (name for name in PEERS if not Path(name).exists() and not shutil.which(name, path=search))
+    missing = sorted({PEERS[name] for name in wanting})
     if not missing:
         return
     if os.geteuid() != 0 or not Path("/etc/debian_version").exists() or not shutil.which("apt-get"):

@@ -1,0 +1,104 @@
+"""`./regis demo` from outside: everything answers, everything stops, nothing is left, and its data is found again."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.processes import free_port, port_is_free, wait_until
+from deploy.region import Ports
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 600
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A folder that PostgreSQL's uid can pass through, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="regis-demo-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "region"
+
+
+def free_base() -> int:
+    while True:
+        base = min(free_port(), 60_000)
+        if all(port_is_free(port) for port in Ports(base).all().values()):
+            return base
+
+
+def start(directory: Path, base: int) -> "subprocess.Popen[bytes]":
+    command = [str(ROOT / "regis"), "demo", "--dir", str(directory), "--port-base", str(base)]
+    demo = subprocess.Popen(command, start_new_session=True)
+
+    def ready() -> bool:
+        assert demo.poll() is None, "the demo ended before it was ready"
+        return (directory / "region.json").exists()
+
+    wait_until(ready, START_SECONDS, "the region is ready")
+    return demo
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Every process that was told about this directory, by its command."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+            except (OSError, ProcessLookupError):
+                continue
+            if str(directory).encode() in command + environment:
+                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def answers(url: str, authority: str) -> int:
+    context = ssl.create_default_context(cafile=authority) if url.startswith("https") else None
+    with urllib.request.urlopen(f"{url}/healthz", timeout=30, context=context) as answer:
+        return int(answer.status)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.timeout(1800)
+def test_a_region_starts_stops_and_starts_again_and_leaves_no_process_behind(directory: Path) -> None:
+    base = free_base()
+    demo = start(directory, base)
+    region = json.loads((directory / "region.json").read_text(encoding="utf-8"))
+    parts = [region["centre"], *region["nodes"]]
+    assert [answers(part[key], region["ca"]) for part in parts for key in ("url", "https_url")] == [200] * 10
+    assert all(Path(f"/proc/{pid}").exists() for pid in region["pids"].values())
+    assert len(region["pids"]) == 13
+
+    other = subprocess.run(
+        [str(ROOT / "regis"), "demo", "--dir", str(directory), "--port-base", str(free_base())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert other.returncode == 1
+    assert "Another demo runs in" in other.stderr
+
+    demo.send_signal(signal.SIGTERM)
+    assert demo.wait(120) == 0
+    assert processes_of(directory) == []
+    assert not (directory / "region.json").exists()
+
+    begun = time.monotonic()
+    demo = start(directory, base)
+    print(f"second start: {time.monotonic() - begun:.1f} s")
+    again = json.loads((directory / "region.json").read_text(encoding="utf-8"))
+    assert again["centre"] == region["centre"]
+    assert again["users"] == region["users"]
+    demo.kill()
+    demo.wait()
+    wait_until(lambda: processes_of(directory) == [], 120, "every process has followed the demo that was killed")
