@@ -13,7 +13,7 @@ from deploy.health import Check
 from deploy.processes import as_child
 from deploy.procfile import Process
 
-STOP_SECONDS = 15.0
+STOP_SECONDS = 30.0
 KEPT_LOG_BYTES = 20_000_000
 
 
