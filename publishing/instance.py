@@ -216,12 +216,12 @@ def _make_explicit(dataset: Dataset) -> None:
     Decoding and encoding a text again would spoil what is not in the character set it claims to be in.
     """
     for tag in sorted(dataset.keys()):
-        element = dataset.get_item(tag)
-        if isinstance(element, RawDataElement):
+        raw: DataElement | RawDataElement | None = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement):
             found: dict[str, str] = {}
-            raw_element_vr(element, found, ds=dataset)
+            raw_element_vr(raw, found, ds=dataset)
             if found["VR"] in STR_VR:
-                dataset[tag] = element._replace(VR=found["VR"])
+                dataset[tag] = raw._replace(VR=found["VR"])
                 continue
         element = dataset[tag]
         if element.VR == "SQ":
