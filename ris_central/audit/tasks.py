@@ -4,7 +4,7 @@ from celery import shared_task
 
 from ris_central.audit import sealer
 
-PERIODIC = {"audit-seal": {"task": "audit.seal", "schedule": 3.0, "options": {"expires": 3}}}
+PERIODIC = {"audit-seal": {"task": "audit.seal", "schedule": 3.0, "options": {"expires": 30}}}
 
 
 @shared_task(name="audit.seal")

@@ -11,7 +11,7 @@ PERIODIC = {
     "monitoring-heartbeat": {
         "task": "monitoring.heartbeat",
         "schedule": float(HEARTBEAT_SECONDS),
-        "options": {"expires": HEARTBEAT_SECONDS},
+        "options": {"expires": 3 * HEARTBEAT_SECONDS},
     }
 }
 
