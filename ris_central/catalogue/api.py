@@ -95,7 +95,10 @@ class StudyDetailSerializer(StudySerializer):
 
 
 class StudyViewSet(viewsets.ReadOnlyModelViewSet[Study]):
-    """Studies that the user may see. Filters: text, modality, status, since, until, study_instance_uid, patient, accession_number."""
+    """Studies that the user may see.
+
+    Filters: text, modality, status, since, until, study_instance_uid, patient, accession_number.
+    """
 
     permission_classes = [may(Capability.SEE_STUDIES)]
     queryset = Study.objects.none()

@@ -1,4 +1,4 @@
-"""The archive as the centre uses it: store objects made here, read back what a disc needs. Streams, never whole studies."""
+"""The archive as the centre uses it: store objects made here, read back what a disc needs. All of it streams."""
 
 import ssl
 from collections.abc import Iterator

@@ -140,7 +140,7 @@ class SeriesHolder(models.Model):
 
 
 class ParkedEvent(models.Model):
-    """What the archive told of a study whose clinic has not announced it yet; applied when it does, or after a while."""
+    """What the archive told of a study that its clinic has not announced yet; applied when it does, or later."""
 
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
     study_instance_uid = models.CharField(max_length=64, db_index=True)

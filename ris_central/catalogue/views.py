@@ -58,7 +58,7 @@ def describe(study: Study) -> dict[str, Any]:
 @requires(Capability.ENTER)
 @require_safe
 def worklist(request: HttpRequest) -> HttpResponse:
-    """Studies that fill up while images arrive; with htmx only the rows. Who sees no studies goes to their own start."""
+    """Studies that fill up while images arrive; with htmx only the rows. Who sees no studies goes to their own page."""
     user = the_user(request)
     if not can(user, Capability.SEE_STUDIES):
         return redirect("home")

@@ -12,7 +12,7 @@ from ris_central.organizations.models import Site
 
 
 def visible_to(user: User | AnonymousUser) -> QuerySet[Consult]:
-    """For experts those put to their centre, while open, and their own; for clinicians those of their site; else none."""
+    """For experts those put to their centre, while open, and their own; for clinicians those of their site."""
     if not isinstance(user, User) or not user.is_active:
         return Consult.objects.none()
     if can(user, Capability.ADMINISTER):

@@ -4,6 +4,7 @@ from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from gateway.envelope import problem
@@ -93,13 +94,26 @@ def pdf(request: HttpRequest, pk: int) -> HttpResponse:
     return response
 
 
+def sentence(error: PermanentError) -> str:
+    """What a person reads when an action is refused."""
+    sentences = {
+        "version-conflict": _("Somebody else saved this report meanwhile."),
+        "report-empty": _("A report needs a conclusion before it is signed."),
+        "report-signed": _("The report is signed: corrections are addenda."),
+        "may-not-report": _("Only radiologists of the study's site write its report."),
+        "addendum-empty": _("An addendum needs a text."),
+        "state-conflict": _("Somebody else has acted on this report meanwhile: reload the page."),
+    }
+    return sentences.get(error.code, error.detail or error.code)
+
+
 def refusal(error: PermanentError) -> JsonResponse:
     """A problem document; a conflict carries the text that won."""
     status = _STATUS.get(error.code, 422)
     extra: dict[str, Any] = {}
     if isinstance(error, actions.VersionConflict):
         extra["current"] = as_json(error.current)
-    response = JsonResponse(problem(error.code, error.detail or error.code, status, **extra), status=status)
+    response = JsonResponse(problem(error.code, sentence(error), status, **extra), status=status)
     response["Content-Type"] = "application/problem+json"
     return response
 
