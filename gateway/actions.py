@@ -1,6 +1,7 @@
 """Everything that writes the gateway's tables for others; each call joins the caller's transaction."""
 
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 from django.db import transaction
@@ -84,20 +85,37 @@ def new_epoch() -> None:
     state = JoinState.objects.select_for_update().first()
     if state is None:
         return
-    unsent = NumberedEvent.objects.filter(
-        epoch=state.epoch, acknowledged_at=None, body__type__in=[INSTANCE_CONFLICTED, ASSOCIATION_REFUSED]
-    )
-    OutboxEntry.objects.bulk_create([OutboxEntry(kind=event.body["type"], body=event.body) for event in unsent])
+    _keep_untold(state)
     state.epoch = str(uuid4())
     state.acknowledged_seq = 0
     state.backfill_after = 0
     state.save(update_fields=["epoch", "acknowledged_seq", "backfill_after"])
 
 
+def _keep_untold(state: JoinState) -> None:
+    unsent = NumberedEvent.objects.filter(
+        epoch=state.epoch, acknowledged_at=None, body__type__in=[INSTANCE_CONFLICTED, ASSOCIATION_REFUSED]
+    )
+    OutboxEntry.objects.bulk_create([OutboxEntry(kind=event.body["type"], body=event.body) for event in unsent])
+
+
+def _prove_again(former: dict[str, Any], directory: Directory) -> None:
+    """A destination with another key is another machine: what the old one receipted and is still here goes again."""
+    keys = {peer["name"]: peer["public_key"] for peer in former.get("peers", [])}
+    changed = [peer.name for peer in directory.peers if keys.get(peer.name, peer.public_key) != peer.public_key]
+    Delivery.objects.filter(destination__in=changed, status=Delivery.Status.RECEIPTED, released_at__isnull=True).update(
+        status=Delivery.Status.WAITING, receipt=None, receipted_at=None, next_attempt_at=timezone.now()
+    )
+
+
 @transaction.atomic
 def record_join(answer: JoinAnswer, centre_url: str) -> JoinState:
     """Keep that this node is joined, under a new epoch; all it holds is announced from the start."""
-    JoinState.objects.all().delete()
+    former = JoinState.objects.first()
+    if former is not None:
+        _keep_untold(former)
+        _prove_again(former.directory, answer.directory)
+        former.delete()
     return JoinState.objects.create(
         name=answer.name,
         centre_url=centre_url.rstrip("/"),
@@ -112,6 +130,7 @@ def record_join(answer: JoinAnswer, centre_url: str) -> JoinState:
 def apply_directory(directory: Directory) -> None:
     """Take the new trust list; when there are new destinations, everything held goes on their ledger."""
     state = JoinState.objects.select_for_update().get()
+    _prove_again(state.directory, directory)
     added = set(directory.mirror_to) - set(state.directory.get("mirror_to", []))
     state.directory = directory.model_dump(mode="json")
     if added:

@@ -52,10 +52,17 @@ class Loop(threading.Thread):
                         "loop-failed", loop=self.name, error=text, exc_info=not isinstance(error, TransientError)
                     )
                 last = text
-                if self._on_trouble is not None:
-                    self._on_trouble(error)
+                self._tell(error)
             self._stopping.wait(rest)
         connections.close_all()
+
+    def _tell(self, error: Exception) -> None:
+        if self._on_trouble is None:
+            return
+        try:
+            self._on_trouble(error)
+        except Exception:  # telling of a failure must not end the loop
+            log.exception("trouble-not-noted", loop=self.name)
 
 
 def join_all(threads: list[Loop], seconds: float) -> list[str]:

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 Store = Callable[..., str]
 
 
-def directory(*mirror_to: str) -> Directory:
+def directory(*mirror_to: str, key: str = "A" * 43) -> Directory:
     peers = [
-        Peer(name=name, kind="archive", ae_title="ARCHIVE", url="https://127.0.0.1:9", public_key="A" * 43)
+        Peer(name=name, kind="archive", ae_title="ARCHIVE", url="https://127.0.0.1:9", public_key=key)
         for name in mirror_to
     ]
     return Directory(peers=peers, token_keys={}, mirror_to=list(mirror_to))
@@ -133,6 +133,17 @@ def test_the_same_directory_again_changes_nothing(store: Store) -> None:
     actions.apply_directory(directory("archive"))
     settle_all()
     assert NumberedEvent.objects.count() == told
+
+
+def test_an_archive_that_is_another_machine_must_prove_everything_again(store: Store) -> None:
+    join("archive", "second")
+    store()
+    settle_all()
+    Delivery.objects.update(status=Delivery.Status.RECEIPTED)
+    fresh = directory("archive", "second", key="B" * 43)
+    kept = directory("second").peers
+    actions.apply_directory(fresh.model_copy(update={"peers": [fresh.peers[0], *kept]}))
+    assert dict(Delivery.objects.values_list("destination", "status")) == {"archive": "waiting", "second": "receipted"}
 
 
 def test_a_centre_restored_from_backup_gets_the_events_again(store: Store) -> None:
