@@ -62,7 +62,7 @@ def _base(study: Study, sop_class: str, modality: str, series_instance_uid: str,
     meta.MediaStorageSOPClassUID = sop_class
     meta.MediaStorageSOPInstanceUID = new_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
     if study.character_set:
         dataset.SpecificCharacterSet = study.character_set
     dataset.SOPClassUID = sop_class
