@@ -121,7 +121,7 @@
     showStudyList: true,
     extensions: [],
     modes: [],
-    customizationService: {},
+    customizationService: [{ "ohif.tours": { $set: [] } }],
     investigationalUseDialog: { option: "never" },
     maxNumberOfWebWorkers: 3,
     showWarningMessageForCrossOrigin: false,

@@ -82,6 +82,21 @@ class _Answer:
         return 202 if failures or self.warned else 200
 
 
+class _Body:
+    """The body of a request as a stream; a sender that breaks off is "truncated" and nothing worse."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        # Django reads no further than Content-Length; a chunked body has none and ends by itself.
+        self._stream: Any = request if request.headers.get("Content-Length") else request.META["wsgi.input"]
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes. Raises: PermanentError("truncated")."""
+        try:
+            return bytes(self._stream.read(size))
+        except (OSError, ValueError) as error:  # a closed socket, or the HTTP server's "Bad chunked transfer size"
+            raise PermanentError("truncated", "the sender broke off") from error
+
+
 def _reference(header: Header) -> dict[str, Any]:
     return {
         "00081150": {"vr": "UI", "Value": [header.sop_class_uid]},
@@ -118,9 +133,7 @@ def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
     if not media or media[0].type != "multipart/related" or media[0].parameter("type").lower() != DICOM:
         raise PermanentError("unsupported-media-type", f'Send multipart/related; type="{DICOM}".')
     answer = _Answer(service_root(request))
-    # Django reads no further than Content-Length; a chunked body has none and ends by itself.
-    stream = request if request.headers.get("Content-Length") else request.META["wsgi.input"]
-    parts = parse_related(stream, request.headers["Content-Type"])
+    parts = parse_related(_Body(request), request.headers["Content-Type"])
     broken: RegisError | None = None
     try:
         for part in parts:
