@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import free_port, port_is_free, wait_until
+from deploy.processes import as_child, free_port, port_is_free, wait_until
 from deploy.region import Ports
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def free_base() -> int:
 
 def start(directory: Path, base: int) -> "subprocess.Popen[bytes]":
     command = [str(ROOT / "regis"), "demo", "--dir", str(directory), "--port-base", str(base)]
-    demo = subprocess.Popen(command, start_new_session=True)
+    demo = subprocess.Popen(command, start_new_session=True, preexec_fn=as_child(os.getpid()))
 
     def ready() -> bool:
         assert demo.poll() is None, "the demo ended before it was ready"
