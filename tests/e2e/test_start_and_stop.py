@@ -89,7 +89,7 @@ def test_a_region_starts_stops_and_starts_again_and_leaves_no_process_behind(dir
     assert "Another demo runs in" in other.stderr
 
     demo.send_signal(signal.SIGTERM)
-    assert demo.wait(120) == 0
+    assert demo.wait(300) == 0
     assert processes_of(directory) == []
     assert not (directory / "region.json").exists()
 
