@@ -47,12 +47,17 @@ def catch_up() -> bool:
     return bool(held)
 
 
-@transaction.atomic
 def number(*, with_progress: bool = True) -> int:
     """Turn outbox rows into numbered events and open the ledger's rows; how many rows were taken.
 
     Rows of one series that follow each other become one event. Without a join nothing is numbered: the rows wait.
     """
+    # An idle node must not take the write lock several times a second.
+    return _number(with_progress=with_progress) if OutboxEntry.objects.exists() else 0
+
+
+@transaction.atomic
+def _number(*, with_progress: bool) -> int:
     state = JoinState.objects.select_for_update().first()
     if state is None:
         return 0

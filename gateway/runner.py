@@ -55,11 +55,14 @@ class Courier:
         self._connections = connections
         self._lock = threading.Lock()
         self._busy: set[int] = set()
+        self._idle_until = 0.0
         self._failures: dict[str, int] = {}
         self._paused_until: dict[str, float] = {}
 
     def step(self) -> float:
         """Carry the delivery whose turn it is; seconds until the next look."""
+        if (idle := self._idle_until - time.monotonic()) > 0:
+            return idle  # another thread has just looked
         state = JoinState.objects.first()
         if state is None:
             return UNJOINED_SECONDS
@@ -68,6 +71,7 @@ class Courier:
             paused = {name for name, until in self._paused_until.items() if until > now}
             delivery = deliveries.next_waiting(busy=self._busy, paused=paused)
             if delivery is None:
+                self._idle_until = now + IDLE_SECONDS
                 return IDLE_SECONDS
             self._busy.add(delivery.pk)
         try:
