@@ -25,7 +25,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def same_origin(inner: Application) -> Application:
-    """Only pages of this very origin (host and port) may open a socket: cookies travel with other pages' sockets too."""
+    """Only pages of this very origin (host and port) may open a socket: cookies travel with others' sockets too."""
     denier = WebsocketDenier.as_asgi()
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:

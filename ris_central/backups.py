@@ -33,7 +33,11 @@ def backup(database_url: str, data_dir: Path, target: Path) -> dict[str, str]:
         files = {DATABASE: dump}
         secrets = data_dir / "secrets"
         if secrets.is_dir():
-            files |= {f"secrets/{path.name}": path for path in sorted(secrets.iterdir()) if path.is_file() and path.name[0] != "."}
+            files |= {
+                f"secrets/{path.name}": path
+                for path in sorted(secrets.iterdir())
+                if path.is_file() and path.name[0] != "."
+            }
         digests = {name: _sha256(path) for name, path in files.items()}
         manifest = {"format": FORMAT, "made_at": datetime.now(UTC).isoformat(), "sha256": digests}
         fresh = Path(folder, "backup.zip")

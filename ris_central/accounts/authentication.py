@@ -28,7 +28,9 @@ class ApiTokenAuthentication(BaseAuthentication):
         if found is None or not hmac.compare_digest(found.digest, digest) or not found.user.is_active:
             raise exceptions.AuthenticationFailed("This API token is not valid.", code="token-invalid")
         if found.user.must_change_password:
-            raise exceptions.AuthenticationFailed("Change your one-time password first.", code="password-change-required")
+            raise exceptions.AuthenticationFailed(
+                "Change your one-time password first.", code="password-change-required"
+            )
         now = timezone.now()
         if found.last_used_at is None or now - found.last_used_at > timedelta(minutes=1):
             ApiToken.objects.filter(pk=found.pk).update(last_used_at=now)

@@ -1,4 +1,4 @@
-"""What accounts announces. Higher apps register in ``AppConfig.ready()``; a listener runs in the caller's transaction."""
+"""What accounts announces. Higher apps register in ``AppConfig.ready()``; listeners run in the caller's transaction."""
 
 from collections.abc import Callable
 from typing import Any

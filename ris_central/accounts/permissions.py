@@ -1,4 +1,4 @@
-"""Who may do what: one table from role to capabilities, and the decorators that enforce it. Not listed means refused."""
+"""Who may do what: one table from role to capabilities, and decorators that enforce it. Not listed means refused."""
 
 from collections.abc import Callable
 from enum import StrEnum

@@ -74,7 +74,9 @@ def password_change(request: HttpRequest) -> HttpResponse:
     assert isinstance(user, User)
     errors: list[str] = []
     if request.method == "POST":
-        old, new, again = (request.POST.get(name, "") for name in ("old_password", "new_password", "new_password_again"))
+        old, new, again = (
+            request.POST.get(name, "") for name in ("old_password", "new_password", "new_password_again")
+        )
         if not user.check_password(old):
             errors = [_("The current password is not right.")]
         elif new != again:
@@ -148,9 +150,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """500, without touching the database."""
     title = "Regis failed at this — Сбой"
     if request.path.startswith(_API):
-        return JsonResponse(
-            problem("internal-error", title, 500), status=500, content_type="application/problem+json"
-        )
+        return JsonResponse(problem("internal-error", title, 500), status=500, content_type="application/problem+json")
     return render(None, "accounts/500.html", status=500)  # type: ignore[arg-type]
 
 

@@ -188,7 +188,11 @@ def link_care(patient: Patient, site: Site, reason: str, user: User | None = Non
 
 
 def _recorded(
-    action: str, patient: Patient, request: HttpRequest | Request | None, actor: User | str | None, detail: dict[str, Any]
+    action: str,
+    patient: Patient,
+    request: HttpRequest | Request | None,
+    actor: User | str | None,
+    detail: dict[str, Any],
 ) -> None:
     who = actor if actor is not None else None if request else "centre"
     record(action, request=request, actor=who, entity=patient, patient_key=patient.pk, detail=detail)

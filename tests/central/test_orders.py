@@ -44,7 +44,7 @@ def test_a_booking_makes_order_step_care_link_audit_row_and_command_together() -
     assert item["accession_number"] == order.accession_number
     assert item["study_instance_uid"] == order.study_instance_uid
     assert item["patient_name"] == centre.NAME
-    assert (item["patient_id"], item["issuer_of_patient_id"]) == ("A%07d" % order.patient_id, "CLINIC-A")
+    assert (item["patient_id"], item["issuer_of_patient_id"]) == (f"A{order.patient_id:07d}", "CLINIC-A")
     assert (item["patient_birth_date"], item["patient_sex"]) == ("19801231", "M")
     assert (item["scheduled_station_ae_title"], item["modality"], item["status"]) == ("CT1", "CT", "SCHEDULED")
 
@@ -147,8 +147,14 @@ def test_a_moved_step_frees_its_old_time_and_the_node_hears_of_it() -> None:
     later = centre.tomorrow(15)
     step = actions.reschedule(order.steps.get(), device=order.steps.get().device, starts_at=later, actor="test")
     assert step.slot.lower == later
-    assert Command.objects.filter(node=node).order_by("pk").last().body["items"][0]["starts_at"].startswith(  # type: ignore[union-attr]
-        later.strftime("%Y-%m-%dT15:00")
+    assert (
+        Command.objects.filter(node=node)
+        .order_by("pk")
+        .last()
+        .body["items"][0]["starts_at"]
+        .startswith(  # type: ignore[union-attr]
+            later.strftime("%Y-%m-%dT15:00")
+        )
     )
     centre.booking(site, who=order.patient, on=step.device)
 
@@ -159,7 +165,9 @@ def test_a_step_that_moves_to_a_device_of_another_node_leaves_the_first() -> Non
     order = centre.booking(site, on=centre.device(site, "CT1", at=first))
     step = order.steps.get()
     actions.reschedule(step, device=centre.device(site, "CT2", at=second), starts_at=step.slot.lower, actor="test")
-    assert Command.objects.filter(node=first).order_by("pk").last().body["removed"] == [step.scheduled_procedure_step_id]  # type: ignore[union-attr]
+    assert Command.objects.filter(node=first).order_by("pk").last().body["removed"] == [
+        step.scheduled_procedure_step_id
+    ]  # type: ignore[union-attr]
     assert Command.objects.filter(node=second).get().body["items"]
 
 

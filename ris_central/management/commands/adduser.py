@@ -40,5 +40,7 @@ class Command(BaseCommand):
             if error.code == "username-taken":
                 raise CommandError(f"There is a user {options['username']} already.") from error
             raise CommandError(str(error)) from error
-        self.stderr.write(f"{options['username']}: one-time password, shown only now; it is changed at the first login:")
+        self.stderr.write(
+            f"{options['username']}: one-time password, shown only now; it is changed at the first login:"
+        )
         self.stdout.write(password)

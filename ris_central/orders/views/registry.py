@@ -40,7 +40,9 @@ def device(request: HttpRequest, pk: int) -> HttpResponse:
 def _form(request: HttpRequest, found: Device | None) -> HttpResponse:
     assert isinstance(request.user, User)
     sites = organizations.visible_to(request.user)
-    form = DeviceForm(request.POST or None, instance=found, sites=sites, initial={} if found else {"site": sites.first()})
+    form = DeviceForm(
+        request.POST or None, instance=found, sites=sites, initial={} if found else {"site": sites.first()}
+    )
     if request.method == "POST" and form.is_valid():
         try:
             actions.save_device(form.save(commit=False), request)
