@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import get_encoder
+from pydicom.pixels.encoders.base import get_encoder
 from pydicom.uid import (
     MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
