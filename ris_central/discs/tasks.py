@@ -27,7 +27,7 @@ log = structlog.get_logger()
 def due() -> None:
     """Hand every job that waits, or whose worker went silent, to a worker."""
     for key in actions.due_jobs():
-        build.delay(key)
+        build.apply_async((key,), expires=10)  # a busy worker finds each job once, not once a tick
 
 
 @shared_task(name="discs.build")

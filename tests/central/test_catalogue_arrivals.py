@@ -1,8 +1,8 @@
 """Events of nodes become the region's catalogue: counted, proven, complete, and the same however often they come."""
 
 import pytest
-from django.test.utils import CaptureQueriesContext
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from ris_central.catalogue.actions import arrivals, manifests
