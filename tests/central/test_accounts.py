@@ -33,7 +33,8 @@ def test_ten_wrong_guesses_lock_the_account_and_say_what_to_do(client: Client) -
     user = centre.user(Role.REGISTRAR)
     for _ in range(9):
         assert log_in(client, user.username, "wrong") == 200
-    locked = client.post("/login/", {"username": user.username, "password": "wrong"}, HTTP_ACCEPT_LANGUAGE="en")
+    tenth = {"username": user.username, "password": "wrong"}
+    locked = client.post("/login/", tenth, REMOTE_ADDR="192.0.2.7", HTTP_ACCEPT_LANGUAGE="en")
     assert locked.status_code == 403
     assert "one-time password" in locked.content.decode()
     assert "15 minutes" in locked.content.decode()
