@@ -1,7 +1,9 @@
 """A small real region for contract tests: a centre and nodes as processes, each with its own database and TLS."""
 
 import contextlib
+import json
 import os
+import secrets
 import signal
 import sqlite3
 import ssl
@@ -14,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psycopg
+from psycopg import sql
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -21,6 +25,8 @@ from deploy.certificates import ensure_authority, ensure_certificate
 from deploy.processes import as_child, free_port, wait_until
 from standards.uids import new_uid
 
+CENTRE = ["-m", "deploy.parts", "centre"]
+NODE = ["-m", "deploy.parts", "node"]
 ROOT = Path(__file__).parent.parent.parent
 _INHERITED = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH"}
 
@@ -122,7 +128,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> subprocess.Complet
         env=_environment(environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
 
@@ -148,7 +154,7 @@ class NodeUnderTest:
 
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a management command of the node."""
-        return run(["-m", "deploy.parts", "node", *arguments], self.environment)
+        return run([*NODE, *arguments], self.environment)
 
     def query(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         """Read from the node's SQLite database."""
@@ -183,7 +189,6 @@ class Region:
 
     directory: Path
     database_url: str
-    valkey_url: str
     authority: Path
     centre: Part
     centre_port: int
@@ -196,7 +201,12 @@ class Region:
 
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a management command of the centre."""
-        return run(["-m", "deploy.parts", "centre", *arguments], self.centre.environment)
+        return run([*CENTRE, *arguments], self.centre.environment)
+
+    def ask(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        """Read from the centre's database."""
+        with psycopg.connect(self.database_url) as connection:
+            return connection.execute(statement.encode(), values).fetchall()
 
     def shell(self, code: str) -> str:
         """Run Python within the centre's Django; what it printed."""
@@ -209,21 +219,42 @@ class Region:
         self.centre.start()
         self._wait(self.centre, self.centre_port, "/federation/v1/status")
 
-    def add_site(self, code: str, kind: str, prefix: str) -> None:
-        """Register a site."""
-        self.shell(
-            "from ris_central.organizations.models import Site\n"
-            f"Site.objects.create(code={code!r}, name={code!r}, kind={kind!r}, accession_prefix={prefix!r})"
+    def tell(self, statement: str, *values: object) -> None:
+        """Write to the centre's database: a restore, a clock, a command of a higher app."""
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(statement.encode(), values)
+
+    def send(self, node: str, body: dict[str, object]) -> None:
+        """Put a command on a node's outbox."""
+        self.tell(
+            "INSERT INTO federation_command (node_id, type, body, created_at)"
+            " SELECT id, %s, %s::jsonb, now() FROM federation_node WHERE name = %s",
+            body["type"],
+            json.dumps(body),
+            node,
         )
 
+    def prepare(self, *nodes: tuple[str, str, str]) -> dict[str, str]:
+        """Register a site and a node for each ``(site, kind of node, name)``; a one-time code for each name."""
+        printed = self.shell(
+            "from ris_central.federation import actions\n"
+            "from ris_central.organizations.models import Site\n"
+            f"for number, (code, kind, name) in enumerate({nodes!r}):\n"
+            "    site, _ = Site.objects.get_or_create(code=code, defaults={\n"
+            "        'name': code, 'kind': 'own_pacs', 'accession_prefix': f'{Site.objects.count()}'})\n"
+            "    print(name, actions.create_join_code(site, kind, name)[1])\n"
+        )
+        lines = [line.split() for line in printed.splitlines()]
+        return {line[0]: line[1] for line in lines if len(line) == 2 and line[1].count("-") == 3}
+
     def join_code(self, site: str, kind: str, name: str) -> str:
-        """A one-time code."""
+        """A one-time code, by the command a person uses."""
         result = self.manage("joincode", site, kind, name)
         assert result.returncode == 0, result.stderr
         return result.stdout.split()[-1]
 
-    def add_node(self, name: str, kind: str) -> NodeUnderTest:
-        """A node with its database migrated and nothing started."""
+    def add_node(self, name: str, kind: str, **settings: str) -> NodeUnderTest:
+        """A node with its database migrated and nothing started; ``settings`` are more ``REGIS_NODE_…`` of it."""
         directory = self.directory / name
         certificate, key = ensure_certificate(self.directory / "tls", name)
         http, https = free_port(), free_port()
@@ -239,24 +270,23 @@ class Region:
             "REGIS_NODE_TLS_CERTIFICATE": str(certificate),
             "REGIS_NODE_TLS_KEY": str(key),
             "REGIS_NODE_TLS_CA": str(self.authority),
+            **{f"REGIS_NODE_{name.upper()}": value for name, value in settings.items()},
         }
-        command = ["-m", "deploy.parts", "node"]
         node = NodeUnderTest(
             name,
             kind,
             directory,
             environment,
-            Part(f"{name}-pacs", [*command, "run", "pacs"], environment, self.directory / f"{name}-pacs.log"),
-            Part(f"{name}-gateway", [*command, "run", "gateway"], environment, self.directory / f"{name}-gateway.log"),
+            Part(f"{name}-pacs", [*NODE, "run", "pacs"], environment, self.directory / f"{name}-pacs.log"),
+            Part(f"{name}-gateway", [*NODE, "run", "gateway"], environment, self.directory / f"{name}-gateway.log"),
             https,
         )
-        succeed([*command, "migrate"], environment)
+        succeed([*NODE, "migrate"], environment)
         self.nodes[name] = node
         return node
 
-    def join(self, node: NodeUnderTest, site: str) -> None:
-        """Join a node by a fresh code."""
-        code = self.join_code(site, node.kind, node.name)
+    def join(self, node: NodeUnderTest, code: str) -> None:
+        """Join a node."""
         result = node.manage("join", self.centre_url, code)
         assert result.returncode == 0, result.stderr
 
@@ -292,7 +322,7 @@ class Region:
                 return False
             return True
 
-        wait_until(answers, 60, f"{part.name} answers")
+        wait_until(answers, 240, f"{part.name} answers")
 
     def last_words(self) -> str:
         """The ends of all logs."""
@@ -307,27 +337,40 @@ class Region:
 
 
 @contextlib.contextmanager
-def region(directory: Path, database_url: str, valkey_url: str) -> Iterator[Region]:
-    """A centre with a migrated database, and nothing started yet."""
-    authority = ensure_authority(directory / "tls")
-    certificate, key = ensure_certificate(directory / "tls", "centre")
-    port = free_port()
-    environment = {
-        "DJANGO_SETTINGS_MODULE": "ris_central.settings",
-        "REGIS_CENTRE_DATA_DIR": str(directory / "centre"),
-        "REGIS_CENTRE_DATABASE_URL": database_url,
-        "REGIS_CENTRE_REDIS_URL": valkey_url,
-        "REGIS_CENTRE_HTTP_PORT": "0",
-        "REGIS_CENTRE_HTTPS_PORT": str(port),
-        "REGIS_CENTRE_PUBLIC_URL": f"https://127.0.0.1:{port}",
-        "REGIS_CENTRE_TLS_CERTIFICATE": str(certificate),
-        "REGIS_CENTRE_TLS_KEY": str(key),
-    }
-    command = ["-m", "deploy.parts", "centre"]
-    centre = Part("centre", [*command, "run", "web"], environment, directory / "centre.log")
-    made = Region(directory, database_url, valkey_url, authority, centre, port)
-    succeed([*command, "migrate"], environment)
-    try:
-        yield made
-    finally:
-        made.stop()
+def database() -> Iterator[str]:
+    """The URL of an empty database of the run's PostgreSQL."""
+    server = os.environ["REGIS_TEST_POSTGRES_URL"]
+    name = f"regis_contract_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield f"{server.rpartition('/')[0]}/{name}"
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextlib.contextmanager
+def region(directory: Path) -> Iterator[Region]:
+    """A centre with a migrated database, and nothing started yet; every process is gone at the end."""
+    with database() as database_url:
+        authority = ensure_authority(directory / "tls")
+        certificate, key = ensure_certificate(directory / "tls", "centre")
+        port = free_port()
+        environment = {
+            "DJANGO_SETTINGS_MODULE": "ris_central.settings",
+            "REGIS_CENTRE_DATA_DIR": str(directory / "centre"),
+            "REGIS_CENTRE_DATABASE_URL": database_url,
+            "REGIS_CENTRE_REDIS_URL": os.environ["REGIS_CENTRE_REDIS_URL"],
+            "REGIS_CENTRE_HTTP_PORT": "0",
+            "REGIS_CENTRE_HTTPS_PORT": str(port),
+            "REGIS_CENTRE_PUBLIC_URL": f"https://127.0.0.1:{port}",
+            "REGIS_CENTRE_TLS_CERTIFICATE": str(certificate),
+            "REGIS_CENTRE_TLS_KEY": str(key),
+        }
+        centre = Part("centre", [*CENTRE, "run", "web"], environment, directory / "centre.log")
+        made = Region(directory, database_url, authority, centre, port)
+        succeed([*CENTRE, "migrate"], environment)
+        try:
+            yield made
+        finally:
+            made.stop()
