@@ -63,11 +63,14 @@ class Link:
             return
         far_reader, far_writer = await asyncio.open_connection(host, int(port))
         self._open.add(far_writer)
+        ways: list[asyncio.Task[None]] = []
         try:
             writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
             ways = [asyncio.create_task(_copy(reader, far_writer)), asyncio.create_task(_copy(far_reader, writer))]
             await asyncio.gather(*ways)
         finally:
+            for way in ways:
+                way.cancel()
             self._open.discard(far_writer)
             far_writer.close()
 

@@ -66,6 +66,8 @@ class Wiring:
         return {
             "REGIS_CENTRE_DATA_DIR": str(self.directory / "centre"),
             "REGIS_CENTRE_REGION_NAME": "Приозёрский край",
+            "REGIS_CENTRE_STUDY_QUIET_SECONDS": "20",
+            "REGIS_CENTRE_HL7_DEFAULT_SITE": "clinic-a",
             "REGIS_CENTRE_HTTP_PORT": str(ports["centre http"]),
             "REGIS_CENTRE_HTTPS_PORT": str(ports["centre https"]),
             "REGIS_CENTRE_HL7_PORT": str(ports["centre hl7"]),
