@@ -90,14 +90,7 @@ def read_header(
     if not transfer_syntaxes.is_known(syntax):
         raise PermanentError("unknown-transfer-syntax", syntax[:80] or "none is named")
     with _plain(fileobj, start, syntax) as (plain, begin):
-        walker = Walker(
-            plain,
-            begin,
-            implicit=transfer_syntaxes.is_implicit(syntax),
-            little_endian=transfer_syntaxes.is_little_endian(syntax),
-            budget=Budget(),
-            default_charset=default_charset,
-        )
+        walker = _walker(plain, begin, syntax, default_charset)
         dataset = walker.read_dataset()
     uids = {keyword: _uid(dataset, keyword, keyword in required) for keyword in IDENTIFYING}
     pixel: PixelElement | None = walker.pixel
@@ -118,6 +111,29 @@ def read_header(
         total_length=total,
         omitted=tuple(walker.omitted),
         complete=walker.complete,
+    )
+
+
+def read_identifier(encoded: bytes, transfer_syntax: str, *, default_charset: str = "") -> Dataset:
+    """The data set of a query or retrieve request. Its UIDs are keys, maybe lists or empty: matching judges them.
+
+    Raises: PermanentError as :func:`read_header` does, but "missing-uid" and "invalid-uid".
+    """
+    syntax = transfer_syntax.rstrip("\0 ")
+    if not transfer_syntaxes.is_known(syntax):
+        raise PermanentError("unknown-transfer-syntax", syntax[:80] or "none is named")
+    with _plain(io.BytesIO(encoded), 0, syntax) as (plain, begin):
+        return _walker(plain, begin, syntax, default_charset).read_dataset()
+
+
+def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str) -> Walker:
+    return Walker(
+        plain,
+        begin,
+        implicit=transfer_syntaxes.is_implicit(syntax),
+        little_endian=transfer_syntaxes.is_little_endian(syntax),
+        budget=Budget(),
+        default_charset=default_charset,
     )
 
 

@@ -1,7 +1,6 @@
 """C-FIND: patient and study root at all levels, and the Modality Worklist."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Final, cast, get_args
 
 import structlog
@@ -22,7 +21,7 @@ from pacs_node.dimse.statuses import CANCELLED, PENDING, refusal
 from pacs_node.study_index.queries import Found, Level, find
 from standards import charsets
 from standards.errors import PermanentError, RegisError
-from standards.part10 import read_header, text
+from standards.part10 import read_identifier, text
 from worklist.scp import answers
 
 log = structlog.get_logger(__name__)
@@ -60,17 +59,12 @@ def on_find(event: evt.Event) -> Iterator[Answer]:
 def identifier_of(event: evt.Event, peer: Peer) -> Dataset:
     """The identifier of a request, read in the peer's character set where it names none.
 
-    Raises: PermanentError as ``standards.part10.read_header``.
+    Raises: PermanentError "invalid-key" without one, else as ``standards.part10.read_identifier``.
     """
     encoded = event.request.Identifier
     if encoded is None:
         raise PermanentError("invalid-key", "the request has no identifier")
-    return read_header(
-        BytesIO(encoded.getvalue()),
-        str(event.context.transfer_syntax),
-        required=(),
-        default_charset=peer.character_set,
-    ).dataset
+    return read_identifier(encoded.getvalue(), str(event.context.transfer_syntax), default_charset=peer.character_set)
 
 
 def answer_character_set(query: Dataset, peer: Peer) -> str:

@@ -166,7 +166,7 @@ def test_patients_series_and_instances_are_found_at_their_levels(find: Find, stu
 
 def test_a_date_that_is_none_is_refused_with_its_reason(node_process: NodeProcess, studies: dict[str, Study]) -> None:
     done = node_process.dcmtk(
-        need("findscu"), "-v", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyDate=yesterday"
+        need("findscu"), "-d", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyDate=yesterday"
     )
     assert b"invalid-range" in done.stdout + done.stderr
 
