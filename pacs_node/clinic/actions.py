@@ -1,7 +1,10 @@
-"""Every write of the AE registry, the refusals and the cached worklist."""
+"""Every write of the AE registry, the refusals, the cached worklist and the local logins."""
 
+import secrets
 from collections.abc import Iterable
 
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
@@ -10,6 +13,7 @@ from gateway.actions import record_refused
 from pacs_node.clinic import audit
 from pacs_node.clinic.models import ApplicationEntity, RefusedAssociation, WorklistEntry
 from pacs_node.config import config
+from standards.errors import PermanentError
 from worklist.feed import DeviceRules, WorklistItem
 
 
@@ -71,6 +75,26 @@ def admit(
     RefusedAssociation.objects.filter(calling_ae_title=ae_title).delete()
     audit.record("ae.admitted", actor=actor, entity=ae_title, address=address)
     return entity
+
+
+@transaction.atomic
+def add_person(username: str, *, engineer: bool, actor: str) -> str:
+    """Make a local login, which no roster takes away; its generated password. An engineer may admit devices.
+
+    Raises: PermanentError "invalid-username", "username-taken".
+    """
+    user = User(username=User.normalize_username(username), is_staff=engineer)
+    try:
+        user.clean_fields(exclude=["password"])
+    except ValidationError as error:
+        raise PermanentError("invalid-username", " ".join(error.messages)) from error
+    if User.objects.filter(username__iexact=user.username).exists():
+        raise PermanentError("username-taken", username)
+    password = secrets.token_urlsafe(12)
+    user.set_password(password)
+    user.save()
+    audit.record("person.added", actor=actor, entity=user.username, detail={"engineer": engineer})
+    return password
 
 
 @transaction.atomic

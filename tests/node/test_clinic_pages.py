@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
@@ -238,3 +239,23 @@ def test_a_row_taken_out_is_found() -> None:
 
 def test_the_trail_is_sealed_by_the_gateway_process_every_few_seconds() -> None:
     assert any(job.run is audit.seal_all and job.seconds <= 5 for job in jobs())
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 403), (["--engineer"], 200)])
+def test_a_login_made_on_the_command_line_opens_the_pages_it_should(
+    client: Client, capsys: pytest.CaptureFixture[str], options: list[str], status: int
+) -> None:
+    call_command("adduser", "olga", *options)
+    password = capsys.readouterr().out.strip()
+    assert len(password) >= 16
+    assert password not in User.objects.get(username="olga").password
+    assert log_in(client, "olga", password).status_code == 302
+    assert client.get("/audit/").status_code == status
+    assert AuditEntry.objects.get(action="person.added").detail == {"engineer": bool(options)}
+
+
+@pytest.mark.parametrize(("name", "reason"), [("Anna", "already"), ("an na", "valid username")])
+def test_a_taken_or_impossible_name_makes_no_login(anna: User, name: str, reason: str) -> None:
+    with pytest.raises(CommandError, match=reason):
+        call_command("adduser", name)
+    assert User.objects.get() == anna
