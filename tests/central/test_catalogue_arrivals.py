@@ -61,6 +61,17 @@ def test_what_the_archive_holds_with_equal_digests_is_safe(clinic: Node, archive
     assert study.site == clinic.site
 
 
+def test_two_events_numbered_when_the_archive_had_all_already_both_count(clinic: Node, archive: Node) -> None:
+    made = region.Acquisition(images=4)
+    made.arrive(clinic)
+    whole = made.changed(archive).body
+    for images in (made.images[:3], made.images[3:]):
+        part = made.changed(archive, images)
+        state = {"count": whole.count, "root_hash": whole.root_hash}
+        arrivals.take_series_changed(archive, part.model_copy(update={"body": part.body.model_copy(update=state)}))
+    assert made.known().instances_safe == 4
+
+
 def test_another_content_under_the_same_uid_is_not_safe_and_is_counted(clinic: Node, archive: Node) -> None:
     made = region.Acquisition(images=2)
     made.arrive(clinic)

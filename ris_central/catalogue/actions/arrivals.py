@@ -234,9 +234,7 @@ def _apply(study: Study, node: Node, body: SeriesChanged, occurred_at: datetime)
             "station_name": described.station_name,
         },
     )
-    held_before = SeriesHolder.objects.filter(series=series, node=node).first()
-    if not created and held_before and held_before.root_hash == body.root_hash and held_before.count == body.count:
-        # An event applied again, or one that adds nothing; what it tells is known already.
+    if not created and _is_settled(series, node, body):
         return
     rehydrate(series)
     before = series.instances.count()
@@ -255,6 +253,17 @@ def _apply(study: Study, node: Node, body: SeriesChanged, occurred_at: datetime)
     recount(study, [series])
     if study.service_request is not None and node.kind != Node.Kind.ARCHIVE:
         step_in_progress(study.service_request, described.modality)
+
+
+def _is_settled(series: Series, node: Node, body: SeriesChanged) -> bool:
+    """Whether the series is a manifest already, of which the node says that it still holds the same.
+
+    Count and root hash alone do not tell: they are of all the node held when the event was numbered, which may be more
+    than this event and those before it have listed.
+    """
+    if series.instances.exists():
+        return False
+    return SeriesHolder.objects.filter(series=series, node=node, count=body.count, root_hash=body.root_hash).exists()
 
 
 def _add_instances(series: Series, node: Node, body: SeriesChanged) -> None:
