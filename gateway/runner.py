@@ -61,16 +61,14 @@ class Courier:
 
     def step(self) -> float:
         """Carry the delivery whose turn it is; seconds until the next look."""
-        if (idle := self._idle_until - time.monotonic()) > 0:
-            return idle  # another thread has just looked
-        state = JoinState.objects.first()
-        if state is None:
-            return UNJOINED_SECONDS
         with self._lock:  # two threads must not claim the same one
             now = time.monotonic()
+            if (idle := self._idle_until - now) > 0:
+                return idle  # another thread has just looked
             paused = {name for name, until in self._paused_until.items() if until > now}
             delivery = deliveries.next_waiting(busy=self._busy, paused=paused)
-            if delivery is None:
+            state = JoinState.objects.first() if delivery else None
+            if delivery is None or state is None:
                 self._idle_until = now + IDLE_SECONDS
                 return IDLE_SECONDS
             self._busy.add(delivery.pk)
@@ -147,9 +145,9 @@ class Gateway:
         return 0.0 if more or taken >= relay.ENTRIES_AT_ONCE else IDLE_SECONDS
 
     def _push(self) -> float:
-        state = JoinState.objects.first()
+        state = JoinState.objects.first() if relay.has_news() else None
         if state is None:
-            return UNJOINED_SECONDS
+            return IDLE_SECONDS
         return 0.0 if relay.push(self._connections.to(state.centre_url)) else IDLE_SECONDS
 
     def _commands(self) -> float:
