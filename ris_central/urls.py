@@ -2,9 +2,8 @@
 
 from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView
-from rest_framework.routers import SimpleRouter
 
-from ris_central.accounts.api import MeView
+from ris_central.accounts.api import ApiRouter, MeView
 from ris_central.accounts.views import bad_request, not_found, permission_denied, server_error
 from ris_central.audit.api import AuditEventViewSet
 from ris_central.monitoring.views import healthz, metrics
@@ -12,7 +11,7 @@ from ris_central.orders.api import DeviceViewSet, OrderViewSet
 from ris_central.organizations.api import SiteViewSet
 from ris_central.patients.api import PatientViewSet
 
-router = SimpleRouter(trailing_slash=False)
+router = ApiRouter()
 router.register("sites", SiteViewSet, basename="api-sites")
 router.register("patients", PatientViewSet, basename="api-patients")
 router.register("devices", DeviceViewSet, basename="api-devices")

@@ -19,3 +19,11 @@ class TransientError(RegisError):
 
 class PermanentError(RegisError):
     """Trying again cannot help: a person must act or the sender must change what it sends."""
+
+
+class ConflictError(PermanentError):
+    """What is asked does not fit what is there by now (taken, signed, moved on): look again, then decide."""
+
+
+class ForbiddenError(PermanentError):
+    """It can be done, but not by who asks."""

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from ris_central.accounts.listeners import announce
 from ris_central.accounts.models import ApiToken, Role, User
-from standards.errors import PermanentError
+from standards.errors import ConflictError, PermanentError
 
 # No look-alikes (0 O, 1 l I): a one-time password is read from one screen and typed at another.
 _ALPHABET = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
@@ -57,7 +57,7 @@ def create_user(
         with transaction.atomic():
             user.save()
     except IntegrityError as error:
-        raise PermanentError("username-taken", username) from error
+        raise ConflictError("username-taken", username) from error
     announce("user.created", user, request, role=role)
     return user, password
 

@@ -9,12 +9,13 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework import exceptions, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
 from rest_framework.views import APIView, set_rollback
 
 from gateway.envelope import problem
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, can, may
-from standards.errors import PermanentError, RegisError
+from standards.errors import ConflictError, ForbiddenError, PermanentError, RegisError
 
 
 class ApiTokenScheme(OpenApiAuthenticationExtension):
@@ -28,15 +29,21 @@ class ApiTokenScheme(OpenApiAuthenticationExtension):
         return {"type": "http", "scheme": "bearer"}
 
 
-_CONFLICTS = {
-    "slot-taken",
-    "state-conflict",
-    "username-taken",
-    "identifier-taken",
-    "version-conflict",
-    "device-in-use",
-    "code-taken",
-}
+class ApiRouter(SimpleRouter):
+    """Addresses of REST: they are named without a slash at the end, and one is taken as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trailing_slash = "/?"
+
+
+def status_of(error: RegisError) -> int:
+    """The HTTP status that tells of an error of ours, the same on pages and in REST."""
+    if isinstance(error, ConflictError):
+        return 409
+    if isinstance(error, ForbiddenError):
+        return 403
+    return 422 if isinstance(error, PermanentError) else 503
 
 
 def problem_handler(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -50,10 +57,8 @@ def problem_handler(error: Exception, context: dict[str, Any]) -> Response | Non
     elif isinstance(error, DjangoValidationError):
         error = exceptions.ValidationError({"detail": error.messages})
     if isinstance(error, RegisError):
-        code, title = error.code, error.detail or error.code
-        permanent = isinstance(error, PermanentError)
-        status = 409 if code in _CONFLICTS else 422 if permanent else 503
-        if not permanent:
+        code, title, status = error.code, error.detail or error.code, status_of(error)
+        if status == 503:
             headers["Retry-After"] = "5"
     elif isinstance(error, exceptions.ValidationError):
         code, title, status = "invalid", "Some fields are not as they must be.", 400

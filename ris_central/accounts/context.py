@@ -31,7 +31,6 @@ NAVIGATION = (
     Entry("sites", _("Sites"), "hospital", (C.SEE_SITES,)),
     Entry("devices", _("Devices"), "router", (C.CONNECT,)),
     Entry("hl7", "HL7", "arrow-left-right", (C.CONNECT,)),
-    Entry("hl7", "HL7", "arrow-left-right", (C.CONNECT,)),
     Entry("people", _("People"), "person-gear", (C.ADMINISTER,)),
     Entry("audit", _("Audit"), "shield-check", (C.READ_AUDIT,)),
 )

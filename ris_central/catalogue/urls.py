@@ -1,11 +1,11 @@
 """Pages, DICOMweb, viewer and REST of the catalogue. Included at the root."""
 
 from django.urls import include, path
-from rest_framework.routers import SimpleRouter
 
+from ris_central.accounts.api import ApiRouter
 from ris_central.catalogue import api, viewer, views
 
-router = SimpleRouter(trailing_slash=False)
+router = ApiRouter()
 router.register("studies", api.StudyViewSet, basename="api-studies")
 
 urlpatterns = [

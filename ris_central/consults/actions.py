@@ -24,14 +24,14 @@ from ris_central.federation.actions import send_command
 from ris_central.federation.models import Node
 from ris_central.organizations.models import Site
 from ris_central.organizations.queries import people_of
-from standards.errors import PermanentError
+from standards.errors import ConflictError, ForbiddenError, PermanentError
 
 AnyRequest = HttpRequest | Request | None
 DESK_GROUP = "consults"
 _CONSULT_PRIORITY = 10
 
 
-class OpinionConflict(PermanentError):
+class OpinionConflict(ConflictError):
     """Somebody else saved the opinion meanwhile."""
 
     def __init__(self, current: Consult) -> None:
@@ -54,7 +54,7 @@ def ask(
     Raises: PermanentError("may-not-ask", "not-a-reference-centre", "question-missing", "already-asked").
     """
     if not may_ask(user, study):
-        raise PermanentError("may-not-ask", "Only radiologists of the study's site ask about it.")
+        raise ForbiddenError("may-not-ask", "Only radiologists of the study's site ask about it.")
     if reference_site.kind != Site.Kind.CONSULTANT:
         raise PermanentError("not-a-reference-centre", f"{reference_site} answers no consults.")
     if not question.strip():
@@ -76,7 +76,7 @@ def ask(
     except IntegrityError as error:
         if "one_open_consult" not in str(error):
             raise
-        raise PermanentError(
+        raise ConflictError(
             "already-asked", f"{reference_site} was asked about this study and has not answered."
         ) from error
     grant(study, _experts(reference_site))
@@ -98,7 +98,7 @@ def take_slot(
     consult = _locked(consult)
     _check_expert(consult, user)
     if consult.expert_id is not None and consult.expert_id != user.pk:
-        raise PermanentError("slot-taken", f"{consult.expert} has taken this consult.")
+        raise ConflictError("slot-taken", f"{consult.expert} has taken this consult.")
     if not 5 <= minutes <= 8 * 60:
         raise PermanentError("slot-invalid", "A slot lasts from five minutes to eight hours.")
     starts_at = starts_at or timezone.now()
@@ -111,7 +111,7 @@ def take_slot(
     except IntegrityError as error:
         if "expert_takes_one_consult_at_a_time" not in str(error):
             raise
-        raise PermanentError("slot-taken", "You have another consult at that time: choose another slot.") from error
+        raise ConflictError("slot-taken", "You have another consult at that time: choose another slot.") from error
     _record("consult.accepted", consult, user, request, starts_at=starts_at.isoformat(), minutes=minutes)
     _announce(consult)
     return consult
@@ -150,7 +150,7 @@ def save_opinion(consult: Consult, user: User, *, version: int, opinion: str, re
         _record("consult.begun", consult, user, request)
         _announce(consult)
     elif consult.status != Consult.Status.IN_PROGRESS:
-        raise PermanentError("state-conflict", f"The consult is {consult.status}.")
+        raise ConflictError("state-conflict", f"The consult is {consult.status}.")
     consult.opinion, consult.version = opinion, consult.version + 1
     consult.save()
     return consult
@@ -197,7 +197,7 @@ def cancel(consult: Consult, user: User, *, reason: str, request: AnyRequest = N
     """
     consult = _locked(consult)
     if not may_ask(user, consult.study):
-        raise PermanentError("may-not-ask", "Only radiologists of the site that asked withdraw a consult.")
+        raise ForbiddenError("may-not-ask", "Only radiologists of the site that asked withdraw a consult.")
     return _end(consult, user, Consult.Status.CANCELLED, reason, request)
 
 
@@ -268,13 +268,13 @@ def _locked(consult: Consult) -> Consult:
 
 def _check_expert(consult: Consult, user: User) -> None:
     if not may_answer(user, consult):
-        raise PermanentError("may-not-answer", "Only experts of the centre that was asked answer.")
+        raise ForbiddenError("may-not-answer", "Only experts of the centre that was asked answer.")
 
 
 def _check_own(consult: Consult, user: User) -> None:
     _check_expert(consult, user)
     if consult.expert_id != user.pk:
-        raise PermanentError("not-yours", "Another expert has taken this consult.")
+        raise ForbiddenError("not-yours", "Another expert has taken this consult.")
 
 
 def _announce(consult: Consult) -> None:

@@ -9,16 +9,16 @@ from django.utils.translation import gettext as _
 from ris_central.consults.models import Consult
 from ris_central.reporting.documents.pdf import Page, render_pdf
 from ris_central.reporting.documents.rendering import facts_of
-from standards.errors import PermanentError
+from standards.errors import ConflictError
 
 
 def opinion_pdf(consult: Consult) -> bytes:
     """A4 with question and opinion, in the region's language.
 
-    Raises: PermanentError("not-signed").
+    Raises: ConflictError("not-signed").
     """
     if consult.signed_at is None or consult.expert is None:
-        raise PermanentError("not-signed", "Only a signed opinion is a document.")
+        raise ConflictError("not-signed", "Only a signed opinion is a document.")
     zone = ZoneInfo(consult.reference_site.time_zone)
     expert = consult.expert
     who = ", ".join(part for part in (expert.get_full_name() or expert.username, expert.position) if part)

@@ -1,7 +1,7 @@
 """How a consult may move (FHIR Task.status). One table; what is not in it is refused."""
 
 from ris_central.consults.models import Consult
-from standards.errors import PermanentError
+from standards.errors import ConflictError
 
 S = Consult.Status
 
@@ -19,8 +19,8 @@ OPEN = frozenset({S.REQUESTED, S.ACCEPTED, S.IN_PROGRESS})
 def move(consult: Consult, to: str) -> None:
     """Move a locked consult; the caller saves it.
 
-    Raises: PermanentError("state-conflict").
+    Raises: ConflictError("state-conflict").
     """
     if to not in CONSULT[consult.status]:
-        raise PermanentError("state-conflict", f"A consult that is {consult.status} cannot become {to}.")
+        raise ConflictError("state-conflict", f"A consult that is {consult.status} cannot become {to}.")
     consult.status = to

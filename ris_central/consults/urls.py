@@ -1,11 +1,11 @@
 """Consults: desk, one consult, REST. Included at the root."""
 
 from django.urls import include, path
-from rest_framework.routers import SimpleRouter
 
+from ris_central.accounts.api import ApiRouter
 from ris_central.consults import api, views
 
-router = SimpleRouter(trailing_slash=False)
+router = ApiRouter()
 router.register("consults", api.ConsultViewSet, basename="api-consults")
 
 urlpatterns = [

@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from gateway.envelope import problem
+from ris_central.accounts.api import status_of
 from ris_central.accounts.permissions import Capability, can, requires
 from ris_central.audit.actions import record, record_view
 from ris_central.catalogue.models import Study
@@ -250,9 +251,7 @@ def _written(request: HttpRequest, pk: int, write: Any) -> HttpResponse:
             found, the_user(request), version=int(version) if version.isdecimal() else 0, opinion=typed, request=request
         )
     except PermanentError as error:
-        status = (
-            409 if error.code in ("version-conflict", "state-conflict") else 403 if error.code == "not-yours" else 422
-        )
+        status = status_of(error)
         extra = {"current": _as_json(error.current)} if isinstance(error, actions.OpinionConflict) else {}
         refused = JsonResponse(problem(error.code, sentence(error), status, **extra), status=status)
         refused["Content-Type"] = "application/problem+json"

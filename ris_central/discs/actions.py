@@ -75,7 +75,7 @@ def order(
 def cancel(job: DiscJob, user: User, *, request: AnyRequest = None) -> DiscJob:
     """Give up a job that is not done; a worker that has it stops at its next step.
 
-    Raises: PermanentError("state-conflict").
+    Raises: ConflictError("state-conflict").
     """
     job = DiscJob.objects.select_for_update(of=("self",)).get(pk=job.pk)
     check(job.status, DiscJob.Status.CANCELLED)

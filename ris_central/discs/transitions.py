@@ -1,7 +1,7 @@
 """How a disc job may move. One table; what is not in it is refused."""
 
 from ris_central.discs.models import DiscJob
-from standards.errors import PermanentError
+from standards.errors import ConflictError
 
 S = DiscJob.Status
 
@@ -18,6 +18,6 @@ RUNNING = frozenset({S.REQUESTED, S.COLLECTING, S.BUILDING, S.VERIFYING})
 
 
 def check(now: str, to: str) -> None:
-    """Raises: PermanentError("state-conflict")."""
+    """Raises: ConflictError("state-conflict")."""
     if to not in DISC[now]:
-        raise PermanentError("state-conflict", f"A disc that is {now} cannot become {to}.")
+        raise ConflictError("state-conflict", f"A disc that is {now} cannot become {to}.")

@@ -1,11 +1,11 @@
 """Discs: desk, orders, downloads, REST. Included at the root."""
 
 from django.urls import include, path
-from rest_framework.routers import SimpleRouter
 
+from ris_central.accounts.api import ApiRouter
 from ris_central.discs import api, views
 
-router = SimpleRouter(trailing_slash=False)
+router = ApiRouter()
 router.register("discs", api.DiscJobViewSet, basename="api-discs")
 
 urlpatterns = [

@@ -24,7 +24,7 @@ from ris_central.federation.keys import token_keys
 from ris_central.federation.listeners import node_joined
 from ris_central.federation.models import Command, JoinCode, Node
 from ris_central.organizations.models import Site
-from standards.errors import PermanentError
+from standards.errors import ConflictError, PermanentError
 from standards.tokens import public_key_from_text
 
 CODE_HOURS = 24
@@ -58,7 +58,7 @@ def create_join_code(
         raise PermanentError("unknown-kind", kind)
     node, _ = Node.objects.get_or_create(name=name, defaults={"site": site, "kind": kind})
     if node.site_id != site.pk or node.kind != kind:
-        raise PermanentError("node-name-taken", f"{name} is the {node.kind} node of {node.site.code}")
+        raise ConflictError("node-name-taken", f"{name} is the {node.kind} node of {node.site.code}")
     if code is not None and sum(map(str.isalnum, code)) < 12:
         raise PermanentError("join-code-weak", "at least 12 letters and digits")
     code = code or "-".join("".join(secrets.choice(_ALPHABET) for _ in range(4)) for _ in range(4))

@@ -17,7 +17,7 @@ from ris_central.orders.transitions import move
 from ris_central.organizations.models import Site
 from ris_central.patients.actions import link_care
 from ris_central.patients.models import Patient
-from standards.errors import PermanentError
+from standards.errors import ConflictError, PermanentError
 from standards.uids import new_uid
 
 Status = ScheduledProcedureStep.Status
@@ -48,7 +48,7 @@ def _saved(step: ScheduledProcedureStep) -> None:
     except IntegrityError as error:
         if "no_double_booking" not in str(error):
             raise
-        raise PermanentError("slot-taken", f"{step.device.name} is taken at that time: choose another.") from error
+        raise ConflictError("slot-taken", f"{step.device.name} is taken at that time: choose another.") from error
 
 
 @transaction.atomic
@@ -120,7 +120,7 @@ def reschedule(
     """
     step = _locked(step)
     if step.status != Status.SCHEDULED:
-        raise PermanentError("state-conflict", f"A step that is {step.status} cannot be moved.")
+        raise ConflictError("state-conflict", f"A step that is {step.status} cannot be moved.")
     if not device.is_active or device.site_id != step.service_request.site_id:
         raise PermanentError("device-inactive", f"{device.name} cannot take this order.")
     before, old_node = step.slot.lower, node_feed.node_of(step.device)
@@ -142,14 +142,14 @@ def cancel(
 ) -> ServiceRequest:
     """Cancel an order whose examination has not begun; its slots are free again.
 
-    Raises: PermanentError("state-conflict").
+    Raises: ConflictError("state-conflict").
     """
     order = ServiceRequest.objects.select_for_update().get(pk=order.pk)
     if order.status != ServiceRequest.Status.ACTIVE:
-        raise PermanentError("state-conflict", f"The order is {order.status} already.")
+        raise ConflictError("state-conflict", f"The order is {order.status} already.")
     steps = list(order.steps.select_for_update(of=("self",)).select_related("device__site", "service_request__patient"))
     if any(step.status in (Status.IN_PROGRESS, Status.COMPLETED) for step in steps):
-        raise PermanentError("state-conflict", "The examination has begun: it can no longer be cancelled.")
+        raise ConflictError("state-conflict", "The examination has begun: it can no longer be cancelled.")
     for step in steps:
         if step.status == Status.SCHEDULED:
             move(step, Status.CANCELLED)
@@ -200,11 +200,11 @@ def steps_completed(order: ServiceRequest) -> None:
 def save_device(device: Device, request: AnyRequest = None, actor: Actor = None) -> Device:
     """Connect a device or change it; its node gets the new registry and schedule.
 
-    Raises: PermanentError("ae-title-taken").
+    Raises: ConflictError("ae-title-taken").
     """
     before = Device.objects.filter(pk=device.pk).select_related("node", "site").first()
     if Device.objects.filter(site=device.site, ae_title=device.ae_title, is_active=True).exclude(pk=device.pk).exists():
-        raise PermanentError("ae-title-taken", device.ae_title)
+        raise ConflictError("ae-title-taken", device.ae_title)
     device.save()
     nodes = {node for node in (node_feed.node_of(device), before and node_feed.node_of(before)) if node is not None}
     for node in nodes:

@@ -1,7 +1,7 @@
 """How a scheduled procedure step may move. One table; what is not in it is refused."""
 
 from ris_central.orders.models import ScheduledProcedureStep
-from standards.errors import PermanentError
+from standards.errors import ConflictError
 
 S = ScheduledProcedureStep.Status
 
@@ -16,9 +16,9 @@ STEP: dict[str, frozenset[str]] = {
 def move(step: ScheduledProcedureStep, to: str) -> None:
     """Move a locked step.
 
-    Raises: PermanentError("state-conflict").
+    Raises: ConflictError("state-conflict").
     """
     if to not in STEP[step.status]:
-        raise PermanentError("state-conflict", f"A step that is {step.status} cannot become {to}.")
+        raise ConflictError("state-conflict", f"A step that is {step.status} cannot become {to}.")
     step.status = to
     step.save(update_fields=["status"])

@@ -12,7 +12,7 @@ from ris_central.accounts.models import User
 from ris_central.audit.actions import record
 from ris_central.organizations.listeners import people_changed
 from ris_central.organizations.models import Membership, Site
-from standards.errors import PermanentError
+from standards.errors import ConflictError, PermanentError
 
 
 @transaction.atomic
@@ -50,7 +50,7 @@ def add_site(
         with transaction.atomic():
             site.save()
     except IntegrityError as error:
-        raise PermanentError("code-taken", f"{code} or {accession_prefix}") from error
+        raise ConflictError("code-taken", f"{code} or {accession_prefix}") from error
     record("site.added", request=request, actor=None if request else "centre", entity=site, detail={"code": code})
     return site
 

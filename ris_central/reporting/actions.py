@@ -17,12 +17,12 @@ from ris_central.reporting.listeners import announce_signed
 from ris_central.reporting.models import Addendum, Report, ReportRevision
 from ris_central.reporting.permissions import may_write
 from ris_central.reporting.transitions import SIGNED, move
-from standards.errors import PermanentError
+from standards.errors import ConflictError, ForbiddenError, PermanentError
 
 AnyRequest = HttpRequest | Request | None
 
 
-class VersionConflict(PermanentError):
+class VersionConflict(ConflictError):
     """Somebody else saved meanwhile. ``current`` is the saved report; the refused text stays with who typed it."""
 
     def __init__(self, current: Report) -> None:
@@ -43,7 +43,7 @@ def save_draft(
     if report is None:
         report = _created(study, user, version)
     if report.status in SIGNED:
-        raise PermanentError("report-signed", "The report is signed: corrections are addenda.")
+        raise ConflictError("report-signed", "The report is signed: corrections are addenda.")
     if (report.findings, report.conclusion) == (findings, conclusion) and report.version:
         return report
     if report.version != version:
@@ -148,7 +148,7 @@ def content_sha256(report: Report) -> str:
 
 def _check_writer(study: Study, user: User) -> None:
     if not may_write(user, study):
-        raise PermanentError("may-not-report", "Only radiologists of the study's site write its report.")
+        raise ForbiddenError("may-not-report", "Only radiologists of the study's site write its report.")
 
 
 def _locked(study: Study) -> Report | None:

@@ -1,7 +1,7 @@
 """How a report may move (FHIR DiagnosticReport.status). One table; what is not in it is refused."""
 
 from ris_central.reporting.models import Report
-from standards.errors import PermanentError
+from standards.errors import ConflictError
 
 S = Report.Status
 
@@ -19,8 +19,8 @@ SIGNED = frozenset({S.FINAL, S.APPENDED})
 def move(report: Report, to: str) -> None:
     """Move a locked report; the caller saves it.
 
-    Raises: PermanentError("state-conflict").
+    Raises: ConflictError("state-conflict").
     """
     if to not in REPORT[report.status]:
-        raise PermanentError("state-conflict", f"A report that is {report.status} cannot become {to}.")
+        raise ConflictError("state-conflict", f"A report that is {report.status} cannot become {to}.")
     report.status = to

@@ -1,11 +1,11 @@
 """Reports on the study page and in REST. Included at the root."""
 
 from django.urls import include, path
-from rest_framework.routers import SimpleRouter
 
+from ris_central.accounts.api import ApiRouter
 from ris_central.reporting import api, views
 
-router = SimpleRouter(trailing_slash=False)
+router = ApiRouter()
 router.register("reports", api.ReportViewSet, basename="api-reports")
 
 urlpatterns = [

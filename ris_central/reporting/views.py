@@ -8,6 +8,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from gateway.envelope import problem
+from ris_central.accounts.api import status_of
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, requires
 from ris_central.audit.actions import record_view
@@ -20,8 +21,6 @@ from ris_central.reporting.permissions import may_write
 from ris_central.reporting.snippets import snippets_for
 from ris_central.reporting.transitions import SIGNED
 from standards.errors import PermanentError
-
-_STATUS = {"version-conflict": 409, "state-conflict": 409, "report-signed": 409, "may-not-report": 403}
 
 
 def panel_context(request: HttpRequest, study: Study) -> dict[str, Any] | None:
@@ -109,7 +108,7 @@ def sentence(error: PermanentError) -> str:
 
 def refusal(error: PermanentError) -> JsonResponse:
     """A problem document; a conflict carries the text that won."""
-    status = _STATUS.get(error.code, 422)
+    status = status_of(error)
     extra: dict[str, Any] = {}
     if isinstance(error, actions.VersionConflict):
         extra["current"] = as_json(error.current)

@@ -135,10 +135,21 @@ def test_api_refusals_are_problem_documents(browser_of: Browser) -> None:
     assert (missing.status_code, missing["Content-Type"]) == (404, "application/problem+json")
 
 
+def test_every_list_of_rest_is_found_with_and_without_a_slash(browser_of: Browser) -> None:
+    lists = [(name, address) for name, address in addresses() if name.startswith("api-") and name.endswith("-list")]
+    assert len(lists) >= 9
+    for name, address in lists:
+        role = next(role for role in Role.values if role in ALLOWED[name])
+        browser = browser_of(centre.user(role, centre.site()))
+        assert [browser.get(address + slash).status_code for slash in ("", "/")] == [200, 200], name
+
+
 @pytest.mark.parametrize("role", Role.values)
 def test_every_entry_of_the_navigation_opens_for_who_sees_it(role: str, browser_of: Browser) -> None:
     browser = browser_of(centre.user(role, centre.site()))
     start = browser.get("/home/", follow=True)
     assert start.status_code == 200
+    navigation = [entry["url"] for entry in start.context["navigation"]]
+    assert len(navigation) == len(set(navigation))
     for entry in start.context["navigation"]:
         assert browser.get(entry["url"]).status_code == 200, entry["url"]

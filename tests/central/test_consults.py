@@ -79,6 +79,24 @@ def test_two_experts_take_one_consult_and_the_slower_is_told(desk: Desk, browser
     assert (consult.expert, consult.status) == (desk.one, "accepted")
 
 
+def test_rest_tells_of_a_conflict_and_of_a_consult_that_is_anothers(desk: Desk, browser_of: Browser) -> None:
+    consult = actions.take_slot(desk.ask(), desk.one)
+    path = f"/api/v1/consults/{consult.pk}"
+    one, two = browser_of(desk.one), browser_of(desk.two)
+
+    def said(browser: Client, verb: str) -> tuple[int, str]:
+        answer = browser.post(f"{path}/{verb}", {"version": 0, "opinion": "Очага нет."}, "application/json")
+        return answer.status_code, answer.json().get("code", "")
+
+    assert said(two, "take") == (409, "slot-taken")
+    assert said(two, "opinion") == (403, "not-yours")
+    question = {"study": desk.study.pk, "reference_site": "ref", "question": "И ещё?"}
+    again = browser_of(desk.doctor).post("/api/v1/consults", question, "application/json")
+    assert (again.status_code, again.json()["code"]) == (409, "already-asked")
+    assert said(one, "conclude") == (200, "")
+    assert said(one, "conclude") == (409, "state-conflict")
+
+
 def test_an_expert_cannot_have_two_consults_at_one_time(desk: Desk) -> None:
     at = timezone.now() + timedelta(hours=1)
     actions.take_slot(desk.ask(), desk.one, starts_at=at)

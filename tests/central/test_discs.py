@@ -101,6 +101,13 @@ def test_a_disc_too_large_fails_with_what_to_do_and_goes_on_on_another_medium(de
     assert (job.status, job.medium, job.error_code) == ("requested", "dvd", "")
 
 
+def test_a_job_is_cancelled_once_and_rest_says_so(desk: Desk, browser_of: Browser) -> None:
+    browser, path = browser_of(desk.clerk), f"/api/v1/discs/{desk.order().pk}/cancel"
+    assert browser.post(path).status_code == 200
+    again = browser.post(path)
+    assert (again.status_code, again.json()["code"]) == (409, "state-conflict")
+
+
 def test_a_cancelled_job_stops_its_worker(desk: Desk) -> None:
     job = actions.take(desk.order().pk)
     assert job is not None

@@ -10,6 +10,7 @@ from pydicom import dcmread
 
 from ris_central.accounts.models import Role, User
 from ris_central.audit.models import AuditEvent
+from ris_central.catalogue.actions.grants import grant
 from ris_central.catalogue.models import Study
 from ris_central.reporting import actions
 from ris_central.reporting.documents.rendering import as_dicom
@@ -104,6 +105,29 @@ def test_only_radiologists_of_the_site_write(study: Study) -> None:
     for user in (stranger, clerk):
         with pytest.raises(PermanentError, match="may-not-report"):
             actions.save_draft(study, user, version=0, findings="x", conclusion="")
+
+
+def test_pages_and_rest_refuse_a_save_with_the_same_status(study: Study, doctor: User, browser_of: Browser) -> None:
+    report = signed(study, doctor)
+    browser, stranger = browser_of(doctor), browser_of(region.person("chief", Role.RADIOLOGIST, region.site("b")))
+    typed = {"version": report.version, "findings": "Иначе", "conclusion": "x"}
+    rest = {**typed, "study": study.pk}
+    for answer in (
+        browser.post(f"/studies/{study.pk}/report/save", typed),
+        browser.post("/api/v1/reports", rest, "application/json"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (409, "report-signed")
+    for answer in (
+        stranger.post(f"/studies/{study.pk}/report/save", typed),
+        stranger.post("/api/v1/reports", rest, "application/json"),
+    ):
+        assert answer.status_code == 404
+    grant(study, [User.objects.get(username="chief")])
+    for answer in (
+        stranger.post(f"/studies/{study.pk}/report/save", typed),
+        stranger.post("/api/v1/reports", rest, "application/json"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, "may-not-report")
 
 
 def test_the_sr_says_what_was_signed_in_cyrillic_and_what_it_is_about(study: Study, doctor: User) -> None:
