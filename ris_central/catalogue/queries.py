@@ -39,6 +39,11 @@ def granted_to(user: User) -> QuerySet[StudyUserObjectPermission, int]:
     )
 
 
+def patients_granted_to(user: User) -> QuerySet[Any, int]:
+    """Keys of the patients whose study is opened to the user by a consult or a share, as a subquery."""
+    return Study.objects.filter(pk__in=granted_to(user)).values_list("patient_id", flat=True)
+
+
 def visible_to(user: User | AnonymousUser) -> QuerySet[Study]:
     """The studies whose images and reports this person may see, in one query.
 
@@ -78,11 +83,15 @@ def with_care(user: User, study: Study) -> bool:
 
 def priors(user: User, study: Study) -> QuerySet[Study]:
     """The patient's other studies that this person may see, newest first."""
+    return of_patient(user, study.patient_id).exclude(pk=study.pk)
+
+
+def of_patient(user: User, patient_key: int) -> QuerySet[Study]:
+    """The patient's studies that this person may see, newest first."""
     return (
         visible_to(user)
-        .filter(patient=study.patient_id)
-        .exclude(pk=study.pk)
-        .select_related("site")
+        .filter(patient=patient_key)
+        .select_related("patient", "site", "service_request")
         .annotate(**listeners.annotations())
         .order_by("-started_at", "-pk")
     )

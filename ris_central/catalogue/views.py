@@ -17,6 +17,7 @@ from ris_central.accounts.permissions import Capability, can, requires
 from ris_central.audit.actions import record, record_view
 from ris_central.catalogue import listeners, queries
 from ris_central.catalogue.models import Study, StudyConflict
+from ris_central.patients.models import Patient
 from standards.person_names import display
 
 FILTERS = ("text", "modality", "status", "since", "until")
@@ -98,7 +99,7 @@ def study(request: HttpRequest, pk: int) -> HttpResponse:
             panels.append(render_to_string(panel.template, {"study": found, **extra}, request))
     context = {
         **describe(found),
-        "priors": [describe(prior) for prior in queries.priors(user, found).select_related("patient")],
+        "priors": [describe(prior) for prior in queries.priors(user, found)],
         "panels": panels,
         "zone": zone_of(user),
         **proof(found),
@@ -106,6 +107,14 @@ def study(request: HttpRequest, pk: int) -> HttpResponse:
     response = render(request, "catalogue/study.html", context)
     response["Cache-Control"] = "no-store"
     return response
+
+
+def patient_panel(request: HttpRequest, patient: Patient) -> dict[str, Any] | None:
+    """The patient's studies that this person may see, for the patient page."""
+    user = the_user(request)
+    if not can(user, Capability.SEE_STUDIES):
+        return None
+    return {"rows": [describe(study) for study in queries.of_patient(user, patient.pk)], "zone": zone_of(user)}
 
 
 @requires(Capability.SEE_STUDIES)

@@ -17,6 +17,7 @@ from ris_central.catalogue.queries import priors, visible_to
 from ris_central.federation.models import Command, Node
 from ris_central.organizations.models import Site
 from ris_central.patients.models import CareLink
+from ris_central.reporting import actions as reporting
 from tests.factories import region
 
 pytestmark = pytest.mark.django_db
@@ -100,6 +101,30 @@ def test_a_grant_does_not_open_the_patients_other_studies(two: Two) -> None:
     grant(two.study_a, [two.expert])
     assert list(priors(two.expert, two.study_a)) == []
     assert list(priors(two.doctor, two.study_a)) == [other]
+
+
+def test_a_grant_opens_the_patient_page_with_the_granted_study_alone(two: Two, browser_of: Browser) -> None:
+    other = region.Acquisition(patient_id="P-1").arrive(two.node_a)
+    page = f"/patients/{two.study_a.patient_id}/"
+    browser = browser_of(two.expert)
+    assert browser.get(page).status_code == 404
+    grant(two.study_a, [two.expert])
+    text = browser.get(page).content.decode()
+    assert f'href="/studies/{two.study_a.pk}/"' in text
+    assert f'href="/studies/{other.pk}/"' not in text
+    assert browser.get(f"/patients/{two.study_b.patient_id}/").status_code == 404
+    assert f'href="/studies/{other.pk}/"' in browser_of(two.doctor).get(page).content.decode()
+    revoke(two.study_a, [two.expert])
+    assert browser.get(page).status_code == 404
+
+
+def test_the_patient_page_lists_studies_with_their_report(two: Two, browser_of: Browser) -> None:
+    reporting.sign(two.study_a, two.doctor, version=0, findings="x", conclusion="Норма")
+    text = browser_of(two.doctor).get(f"/patients/{two.study_a.patient_id}/").content.decode()
+    row = text.partition(f'data-href="/studies/{two.study_a.pk}/"')[2].partition("</tr>")[0]
+    assert '<span class="modality">CT</span>' in row
+    assert "Signed" in row
+    assert str(two.a) in row
 
 
 def test_the_worklist_shows_the_study_with_its_proof_and_not_the_neighbours(two: Two, browser_of: Browser) -> None:
