@@ -1,5 +1,6 @@
 """The one place where identity is decided: who a patient number means, who is new, who treats whom."""
 
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -12,11 +13,13 @@ from gateway.envelope import PatientIdentity
 from ris_central.accounts.models import User
 from ris_central.audit.actions import record
 from ris_central.organizations.models import Site
+from ris_central.patients import queries
 from ris_central.patients.models import CareLink, Patient, PatientIdentifier, SiteRegistration
-from standards.errors import PermanentError
+from standards.errors import ConflictError, PermanentError
 from standards.person_names import fold, latin_key, sort_key
 
 CARE = timedelta(days=90)
+_FOUND = "found_in_region"
 _UNNAMED = "^"
 
 
@@ -115,7 +118,7 @@ def create(
     if value:
         _lock_identifier(issuer, value)
         if PatientIdentifier.objects.filter(issuer=issuer, value=value).exists():
-            raise PermanentError("identifier-taken", f"{value} ({issuer})")
+            raise ConflictError("identifier-taken", f"{value} ({issuer})")
     patient = Patient(birth_date=birth_date, sex=sex, phone=phone)
     set_name(patient, name)
     patient.save()
@@ -196,3 +199,27 @@ def _recorded(
 ) -> None:
     who = actor if actor is not None else None if request else "centre"
     record(action, request=request, actor=who, entity=patient, patient_key=patient.pk, detail=detail)
+
+
+def search_region(request: HttpRequest, text: str) -> list[Patient]:
+    """Patients of other sites whom this registrar names exactly enough, and may then book; recorded."""
+    user = request.user
+    assert isinstance(user, User)
+    if not text:
+        return []
+    found = list(queries.find_in_region(user, text).exclude(pk__in=queries.visible_to(user))[:5])
+    if found:
+        record("patient.searched-in-region", request=request, detail={"found": len(found)})
+        open_found(request, found)
+    return found
+
+
+def open_found(request: HttpRequest, found: Iterable[Patient]) -> None:
+    """Let the registrar book these patients in this sitting, though they are not on file at the site yet."""
+    keys = [key for key in request.session.get(_FOUND, []) if isinstance(key, int)]
+    request.session[_FOUND] = list(dict.fromkeys([*keys, *(patient.pk for patient in found)]))[-50:]
+
+
+def is_found(request: HttpRequest, key: int) -> bool:
+    """Whether this patient was opened to the registrar in this sitting."""
+    return key in request.session.get(_FOUND, [])

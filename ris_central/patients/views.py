@@ -9,10 +9,11 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, requires
-from ris_central.audit.actions import record, record_view
+from ris_central.audit.actions import record_view
 from ris_central.organizations.queries import sites_of
 from ris_central.patients import actions, listeners, queries
 from ris_central.patients.forms import PatientForm
+from ris_central.patients.models import Patient
 from standards.person_names import display
 
 PAGE = 25
@@ -23,14 +24,9 @@ PAGE = 25
 def patients(request: HttpRequest) -> HttpResponse:
     """Find as you type. What was searched for is recorded when a page of results is opened, not at each key."""
     text = request.GET.get("q", "").strip()
-    user = request.user
-    assert isinstance(user, User)
-    found = queries.search(queries.visible_to(user), text).prefetch_related("identifiers")
+    found = queries.search(queries.visible_to(request.user), text).prefetch_related("identifiers")
     page = Paginator(found, PAGE).get_page(request.GET.get("page"))
-    elsewhere = queries.find_in_region(user, text).exclude(pk__in=queries.visible_to(user))[:5] if text else []
-    if elsewhere:
-        record("patient.searched-in-region", request=request, detail={"found": len(elsewhere)})
-    context = {"page": page, "text": text, "elsewhere": elsewhere}
+    context = {"page": page, "text": text, "elsewhere": actions.search_region(request, text)}
     template = "patients/_rows.html" if request.headers.get("HX-Request") else "patients/patients.html"
     return render(request, template, context)
 
@@ -56,18 +52,19 @@ def patient_new(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     sites = list(sites_of(request.user))
     form = PatientForm(request.POST or None)
-    alike = queries.visible_to(request.user).none()
+    alike: list[Patient] = []
     if request.method == "POST" and form.is_valid():
         if not sites:
             form.add_error(None, _("You are not a member of any site: ask the regional administrator."))
         else:
-            alike = queries.alike(form.cleaned_data["name"], form.cleaned_data["birth_date"])
-            if request.POST.get("sure") == "1" or not alike.exists():
+            alike = list(queries.alike(form.cleaned_data["name"], form.cleaned_data["birth_date"])[:5])
+            if request.POST.get("sure") == "1" or not alike:
                 made = actions.create(site=sites[0], request=request, **form.cleaned_data)
                 messages.success(request, _("The patient is registered."))
                 return redirect("patient", made.pk)
+            actions.open_found(request, alike)
     status = 422 if form.errors else 200
-    return render(request, "patients/patient_form.html", {"form": form, "alike": alike[:5]}, status=status)
+    return render(request, "patients/patient_form.html", {"form": form, "alike": alike}, status=status)
 
 
 @requires(Capability.BOOK)

@@ -154,6 +154,21 @@ def test_a_namesake_with_the_same_birth_date_is_shown_before_a_second_record_is_
     assert Patient.objects.count() == 2
 
 
+def test_a_patient_found_in_the_region_can_be_booked_from_where_they_were_found(browser_of: Browser) -> None:
+    patient, site = centre.patient(centre.site("b")), centre.site()
+    centre.device(site)
+    form = {"name": "Щеголев-Ящуржинский Петр Ежикович", "birth_date": "1980-12-31", "sex": "M"}
+    link = f"/schedule/?patient={patient.pk}"
+    for method, path, sent in (
+        ("get", "/patients/", {"q": "щеголев 31.12.1980"}),
+        ("post", "/patients/new/", form),
+    ):
+        browser = browser_of(centre.user(Role.REGISTRAR, site))
+        assert browser.get(link).context["patient"] is None
+        assert link in getattr(browser, method)(path, sent).content.decode()
+        assert browser.get(link).context["patient"] == patient
+
+
 def test_editing_a_name_moves_its_keys_and_records_which_fields_changed(browser_of: Browser) -> None:
     patient = centre.patient(centre.site())
     browser = browser_of(centre.user(Role.REGISTRAR, centre.site()))

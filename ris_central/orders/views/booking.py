@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, can, requires
-from ris_central.audit.actions import record, record_view
+from ris_central.audit.actions import record_view
 from ris_central.orders import actions, queries
 from ris_central.orders.forms import BookingForm, SlotForm
 from ris_central.orders.models import Device, ScheduledProcedureStep
@@ -44,7 +44,7 @@ def known_patient(request: HttpRequest) -> Patient | None:
     if not key.isdecimal():
         return None
     found = patient_queries.visible_to(request.user).filter(pk=key).first()
-    if found is None and int(key) in request.session.get("found_in_region", []):
+    if found is None and patients.is_found(request, int(key)):
         found = Patient.objects.filter(pk=key).first()
     return found
 
@@ -126,11 +126,7 @@ def patient_choice(request: HttpRequest) -> HttpResponse:
     text = request.GET.get("q", "").strip()
     mine = patient_queries.visible_to(request.user)
     found = list(patient_queries.search(mine, text).prefetch_related("identifiers")[:8]) if text else []
-    elsewhere = list(patient_queries.find_in_region(request.user, text).exclude(pk__in=mine)[:5]) if text else []
-    if elsewhere:
-        record("patient.searched-in-region", request=request, detail={"found": len(elsewhere)})
-        keys = {*request.session.get("found_in_region", []), *(one.pk for one in elsewhere)}
-        request.session["found_in_region"] = sorted(keys)[-50:]
+    elsewhere = patients.search_region(request, text)
     context = {"found": found, "elsewhere": elsewhere, "text": text}
     return render(request, "orders/_patient_choice.html", context)
 
