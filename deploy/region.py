@@ -134,6 +134,7 @@ PEOPLE = [
     Person("clerk", "clerk", "clinic-a", "Дисков", "Иван Архивович", "Выдача дисков"),
     Person("radiologist-b", "radiologist", "clinic-b", "Елова", "Анна Магнитовна", "Врач-рентгенолог"),
     Person("registrar-b", "registrar", "clinic-b", "Лесная", "Ольга Журналовна", "Регистратор"),
+    Person("registrar-c", "registrar", "clinic-c", "Окошкина", "Зоя Талоновна", "Регистратор"),
     Person("radiologist-c", "radiologist", "clinic-c", "Мирова", "Нина Плёночна", "Врач-рентгенолог"),
     Person("expert", "expert", "reference", "Мудрецов", "Пётр Справочный", "Эксперт, профессор"),
 ]
@@ -191,6 +192,11 @@ class Ports:
         return found
 
 
+def _sites_of(person: Person) -> list[str]:
+    """The engineer looks after every site, the others work at one."""
+    return [site["code"] for site in SITES] if person.role == "engineer" else [person.site]
+
+
 def seed(keep: Secrets) -> dict[str, Any]:
     """What `regis centre seed-demo --file` takes; words are those of the centre's models."""
     return {
@@ -212,7 +218,7 @@ def seed(keep: Secrets) -> dict[str, Any]:
             for node in NODES
             for device in node.modalities
         ],
-        "users": [{**asdict(person), "password": keep.password} for person in PEOPLE],
+        "users": [{**asdict(person), "password": keep.password, "sites": _sites_of(person)} for person in PEOPLE],
         "api_tokens": [{"username": "admin", "name": "demo", "token": keep.api_token}],
     }
 

@@ -30,7 +30,7 @@ def seed(tmp_path: Path, plan: dict[str, object]) -> dict[str, dict[str, str]]:
     file = tmp_path / "seed.json"
     file.write_text(json.dumps(plan), encoding="utf-8")
     out = StringIO()
-    call_command("seed_demo", "--file", str(file), stdout=out)
+    call_command("seed_demo", "--file", str(file), "--show-secrets", stdout=out)
     found: dict[str, dict[str, str]] = json.loads(out.getvalue())
     return found
 
@@ -61,6 +61,17 @@ def test_given_codes_and_tokens_are_taken(tmp_path: Path) -> None:
     for _ in range(2):
         made = seed(tmp_path, plan)
         assert made == {"join_codes": {"a": "abcd-efgh-ijkl-mnop"}, "api_tokens": {"demo": "given-token"}}
+
+
+def test_secrets_are_printed_only_when_asked_for(tmp_path: Path) -> None:
+    nodes = [{"name": "a", "site": "a", "kind": "clinic", "join_code": "abcd-efgh-ijkl-mnop"}]
+    tokens = [{"username": "u", "name": "demo", "token": "given-token"}]
+    file = tmp_path / "seed.json"
+    file.write_text(json.dumps({**PLAN, "nodes": nodes, "api_tokens": tokens}), encoding="utf-8")
+    out = StringIO()
+    call_command("seed_demo", "--file", str(file), stdout=out)
+    assert json.loads(out.getvalue()) == {"join_codes": ["a"], "api_tokens": ["demo"]}
+    assert Client(headers={"Authorization": "Bearer given-token"}).get("/api/v1/me").status_code == 200
 
 
 def test_a_file_with_a_mistake_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ The file is one object; every list may be absent:
 ``hl7_receivers``
     ``name, host, port`` and the other fields of integration's Hl7Receiver.
 
-It prints one JSON object: ``{"join_codes": {node: code}, "api_tokens": {name: token}}`` with what was given or made
-now. What exists is left as people changed it, but that devices take the file's values.
+It prints one JSON object with what was given or made now: ``{"join_codes": [node], "api_tokens": [name]}``, and with
+``--show-secrets`` the codes and tokens themselves, ``{"join_codes": {node: code}, "api_tokens": {name: token}}``. What
+exists is left as people changed it, but that devices take the file's values.
 """
 
 import json
@@ -42,11 +43,14 @@ from standards.errors import RegisError
 class Command(BaseCommand):
     """Fill a region."""
 
-    help = "Make the sites, nodes, devices, people and receivers of a file; print join codes and tokens as JSON."
+    help = "Make the sites, nodes, devices, people and receivers of a file; say as JSON what was made."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """--file."""
+        """--file, --show-secrets."""
         parser.add_argument("--file", type=Path, required=True)
+        parser.add_argument(
+            "--show-secrets", action="store_true", help="Print join codes and tokens: never where output is logged."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """All of the file or nothing of it."""
@@ -58,7 +62,8 @@ class Command(BaseCommand):
             raise CommandError(f"{options['file']}: {error}") from error
         except KeyError as error:
             raise CommandError(f"{options['file']}: an entry lacks {error}.") from error
-        self.stdout.write(json.dumps(made, ensure_ascii=False))
+        shown = made if options["show_secrets"] else {kind: sorted(secrets) for kind, secrets in made.items()}
+        self.stdout.write(json.dumps(shown, ensure_ascii=False))
 
 
 def seed(plan: dict[str, Any]) -> dict[str, dict[str, str]]:
