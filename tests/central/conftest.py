@@ -11,10 +11,15 @@ from ris_central.accounts.models import User
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: pytest.FixtureRequest) -> None:
-    """Tests with real transactions empty every table afterwards; the trail refuses that anywhere else."""
-    with django_db_blocker.unblock(), connection.cursor() as cursor:  # type: ignore[attr-defined]
-        cursor.execute("ALTER TABLE audit_auditevent DISABLE TRIGGER audit_event_not_emptied")
+def django_db_setup(django_db_setup: None) -> None:
+    """Tests with real transactions empty every table afterwards; the trail lets that happen only there."""
+    empty = connection.ops.execute_sql_flush
+    trigger = "ALTER TABLE audit_auditevent {} TRIGGER audit_event_not_emptied"
+
+    def empty_with_trail(statements: list[str]) -> None:
+        empty([trigger.format("DISABLE"), *statements, trigger.format("ENABLE")])
+
+    connection.ops.execute_sql_flush = empty_with_trail
 
 
 @pytest.fixture(autouse=True)
