@@ -1,5 +1,6 @@
 """``run pacs``: the DICOM port and the HTTP server. ``run gateway``: everything that dials out."""
 
+import gc
 import signal
 import threading
 from argparse import ArgumentParser
@@ -32,6 +33,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Run it."""
         configure_logs()
+        gc.freeze()  # what was loaded stays: collecting garbage, as pynetdicom does every few seconds, need not walk it
         if options["process"] == "gateway":
             runner.run()
         else:
