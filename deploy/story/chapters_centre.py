@@ -13,6 +13,7 @@ from deploy.simulator.acquisition import acquire
 from deploy.simulator.populate import Visit, book_first_free
 from deploy.story.browser import Eyes
 from deploy.story.stage import PATIENT, Stage
+from publishing.image import ImageReader
 from publishing.read import read_disc
 
 FINDINGS = "Очаговых изменений вещества мозга не выявлено. Желудочки не расширены, срединные структуры не смещены."
@@ -134,16 +135,27 @@ def order_disc(stage: Stage) -> str:
     try:
         image = folder / "disc.iso"
         image.write_bytes(clerk.get(f"/discs/{ordered['id']}/disc.iso").content)
-        files = read_disc(image, extract_to=folder / "files")
+        files = read_disc(image)
         good = {found.sop_instance_uid for found in files if found.status == "ok"}
         assert stage.sent <= good, f"the disc has {len(good & stage.sent)} of {len(stage.sent)} images"
         opened = ""
         if stage.eyes is not None:
+            _copy_off(image, folder / "files")
             _open_disc(stage.eyes, folder / "files")
             opened = ", opened from its own files in the browser"
     finally:
         shutil.rmtree(folder)
     return f"{len(good)} objects on it, {job['image_bytes'] // 1_000_000} MB, read back and compared{opened}"
+
+
+def _copy_off(image: Path, folder: Path) -> None:
+    """All files of the disc into a folder, as a person's file manager would."""
+    with ImageReader(image) as disc:
+        for name in disc.names():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                disc.copy(name, file)
 
 
 def _open_disc(eyes: Eyes, files: Path) -> None:
