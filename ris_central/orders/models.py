@@ -5,6 +5,7 @@ from django.contrib.postgres.constraints import ExclusionConstraint
 from django.contrib.postgres.fields import DateTimeRangeField, RangeOperators
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from ris_central.federation.models import Node
 from ris_central.organizations.models import Site
@@ -50,7 +51,7 @@ class ServiceRequest(models.Model):
     class Status(models.TextChoices):
         ACTIVE = "active", _("Active")
         COMPLETED = "completed", _("Completed")
-        REVOKED = "revoked", _("Cancelled")
+        REVOKED = "revoked", pgettext_lazy("examination", "Cancelled")
 
     class Priority(models.TextChoices):
         ROUTINE = "routine", _("Routine")
@@ -86,9 +87,9 @@ class ScheduledProcedureStep(models.Model):
 
     class Status(models.TextChoices):
         SCHEDULED = "SCHEDULED", _("Scheduled")
-        IN_PROGRESS = "IN PROGRESS", _("In progress")
+        IN_PROGRESS = "IN PROGRESS", pgettext_lazy("examination", "In progress")
         COMPLETED = "COMPLETED", _("Completed")
-        CANCELLED = "CANCELLED", _("Cancelled")
+        CANCELLED = "CANCELLED", pgettext_lazy("examination", "Cancelled")
 
     service_request = models.ForeignKey(ServiceRequest, on_delete=models.CASCADE, related_name="steps")
     device = models.ForeignKey(Device, on_delete=models.PROTECT, related_name="steps")
