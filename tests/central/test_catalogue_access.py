@@ -179,8 +179,8 @@ def test_a_stranger_is_sent_to_log_in(two: Two, browser_of: Browser, path: str) 
 
 
 @pytest.mark.parametrize("path", ["/dicom-web/studies", "/dicom-web/studies/1.2/series", "/dicom-web/studies/1.2"])
-async def test_a_stranger_gets_a_problem_document_from_dicomweb(two: Two, async_client: object, path: str) -> None:
-    answer = await async_client.get(path)  # type: ignore[attr-defined]
+def test_a_stranger_gets_a_problem_document_from_dicomweb(two: Two, browser_of: Browser, path: str) -> None:
+    answer = browser_of(None).get(path)
     assert answer.status_code == 401
     assert answer["Content-Type"] == "application/problem+json"
 
