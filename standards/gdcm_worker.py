@@ -9,7 +9,7 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
-import gdcm  # type: ignore[import-untyped]
+import gdcm
 
 
 def decode(stored: bytes, shape: dict[str, Any]) -> bytes:

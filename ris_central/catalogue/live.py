@@ -12,7 +12,7 @@ from ris_central.accounts.permissions import Capability, can
 _PAUSE = 0.5
 
 
-class LiveConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]
+class LiveConsumer(AsyncJsonWebsocketConsumer):
     """Sends ``{name: [keys]}``; the page fetches what it shows again. Subclasses say what is live and for whom."""
 
     group: ClassVar[str]

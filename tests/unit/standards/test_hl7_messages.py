@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import hl7  # type: ignore[import-untyped]
+import hl7
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
