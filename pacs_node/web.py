@@ -14,6 +14,14 @@ log = structlog.get_logger(__name__)
 THREADS = 16
 
 
+class _LoggedServer(Server):
+    """Cheroot whose complaints go to the log, not to standard error."""
+
+    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
+        """One message of the server."""
+        log.warning("http", message=msg.strip())
+
+
 class WebServers:
     """The listeners of this node, from ``start`` to ``stop``."""
 
@@ -40,14 +48,12 @@ class WebServers:
 
 
 def _server(host: str, port: int, application: Any, settings: NodeConfig) -> Server:
-    server = Server(
+    return _LoggedServer(
         (host, port),
         application,
         numthreads=THREADS,
         server_name="regis",
-        timeout=settings.network_timeout_seconds,
+        timeout=settings.network_timeout_seconds,  # type: ignore[arg-type]  # its stubs say int; sockets take float
         shutdown_timeout=5,
         request_queue_size=128,
     )
-    server.error_log = lambda message="", level=20, traceback=False: log.warning("http", message=message.strip())
-    return server
