@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 
 from worklist.feed import WorklistItem
 
@@ -91,7 +90,7 @@ def fitted(dataset: Dataset) -> Dataset:
         elif element.VR == "PN" and element.value:
             groups = [group[:_PERSON_NAME_GROUP] for group in str(element.value).split("=")]
             dataset[element.tag] = _same_kind(element, "=".join(groups))
-        elif element.VR in LIMITS and isinstance(element.value, str) and not isinstance(element.value, MultiValue):
+        elif element.VR in LIMITS and isinstance(element.value, str):
             dataset[element.tag] = _same_kind(element, element.value[: LIMITS[element.VR]])
     return dataset
 

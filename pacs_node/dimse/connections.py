@@ -72,7 +72,8 @@ class PeerHandler(RequestHandler):
 def _as_peer_socket(plain: AssociationSocket) -> PeerSocket:
     # A second constructor call would announce the connection twice, so the object changes its class instead.
     plain.__class__ = PeerSocket
-    return plain  # type: ignore[return-value]
+    peer: PeerSocket = plain
+    return peer
 
 
 def _refusing_other_classes(association: Association, serve: Callable[[Any, int], None]) -> Callable[[Any, int], None]:

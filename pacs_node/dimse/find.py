@@ -142,9 +142,10 @@ def _element(tag: int, level: Level, found: Found) -> DataElement | None:
     value = found.value(keyword)
     if value is not None:
         return DataElement(tag, vr, value if vr not in ("IS", "US") or value != "" else None)
-    kept = found.attribute(f"{tag:08X}")
+    key = f"{tag:08X}"
+    kept = found.attribute(key)
     if kept is not None:
-        return DataElement.from_json(Dataset, tag, vr, kept.get("Value", [""]), "Value" if "Value" in kept else None)
+        return DataElement.from_json(Dataset, key, vr, kept.get("Value", [""]), "Value" if "Value" in kept else None)
     return DataElement(tag, vr, [] if vr == "SQ" else None)
 
 

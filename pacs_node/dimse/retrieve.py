@@ -1,6 +1,6 @@
 """C-MOVE and C-GET: stored files go out byte for byte; they are transcoded only for a peer that refuses them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ class StoredFile(Dataset):
 
 def send_stored(association: Association) -> None:
     """Make ``send_c_store`` of this association take StoredFile."""
-    plain = association.send_c_store
+    plain: Callable[..., Dataset] = association.send_c_store
 
     def send_c_store(dataset: Any, *args: Any, **kwargs: Any) -> Dataset:
         if not isinstance(dataset, StoredFile):
