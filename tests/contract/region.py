@@ -19,7 +19,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from deploy.certificates import ensure_authority, ensure_certificate
 from deploy.processes import as_child, free_port, wait_until
@@ -42,7 +42,7 @@ def make_instance(
     image.file_meta = meta
     image.SpecificCharacterSet = "ISO_IR 192"
     image.SOPClassUID = CTImageStorage
-    image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = sop or new_uid()
+    image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID(sop or new_uid())
     image.StudyInstanceUID = study or new_uid()
     image.SeriesInstanceUID = series or new_uid()
     image.PatientName, image.PatientID = "Выдумкин^Пример", "CONTRACT-1"

@@ -14,7 +14,7 @@ from django.utils import timezone
 from gateway.envelope import Roster, RosterEntry
 from gateway.models import Delivery
 from gateway.registry import handlers_of, jobs
-from pacs_node.clinic import audit, logins, views
+from pacs_node.clinic import audit, logins, queries
 from pacs_node.clinic.models import ApplicationEntity, AuditEntry, LoginGuard, RefusedAssociation
 from pacs_node.clinic.roster import apply_roster
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING
@@ -204,9 +204,9 @@ def test_pages_speak_russian(client: Client, anna: User) -> None:
 
 
 def test_health_names_the_part_that_does_not_work(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views.queries, "_dicom_health", lambda: "ok")
+    monkeypatch.setattr(queries, "_dicom_health", lambda: "ok")
     assert client.get("/healthz").status_code == 200
-    monkeypatch.setattr(views.queries, "_dicom_health", lambda: "does not listen: Connection refused")
+    monkeypatch.setattr(queries, "_dicom_health", lambda: "does not listen: Connection refused")
     response = client.get("/healthz")
     assert response.status_code == 503
     assert response.json()["parts"]["dicom"].startswith("does not listen")

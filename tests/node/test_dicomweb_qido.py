@@ -25,7 +25,7 @@ def centre() -> Centre:
 def find(client: Client, centre: Centre) -> Any:
     """Ask ``/dicom-web/{path}`` with a token for all studies and give the list."""
 
-    def ask(path: str, **query: object) -> Any:
+    def ask(path: str, **query: str | int) -> Any:
         response = client.get(f"/dicom-web/{path}", query, headers=centre.bearer(ALL))
         assert response.status_code == 200, response.content
         assert response["Content-Type"] == "application/dicom+json"
