@@ -18,7 +18,7 @@ from ris_central.accounts.permissions import Capability, can, may
 from standards.errors import ConflictError, ForbiddenError, PermanentError, RegisError
 
 
-class ApiTokenScheme(OpenApiAuthenticationExtension):
+class ApiTokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # its hook has no types
     """How the schema describes the token."""
 
     target_class = "ris_central.accounts.authentication.ApiTokenAuthentication"
@@ -98,6 +98,8 @@ class MeView(APIView):
     def get(self, request: Request) -> Response:
         """The account of who asks."""
         user = request.user
+        if not isinstance(user, User):
+            raise exceptions.NotAuthenticated
         return Response(
             {
                 "username": user.username,

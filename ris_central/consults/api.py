@@ -11,6 +11,7 @@ from rest_framework.response import Response
 
 from ris_central.accounts.permissions import Capability, may
 from ris_central.catalogue.queries import visible_to as visible_studies
+from ris_central.catalogue.views import the_user
 from ris_central.consults import actions, queries
 from ris_central.consults.models import Consult
 
@@ -103,7 +104,7 @@ class ConsultViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         """Visible consults in the desk's order; ``?status=`` and ``?study=`` narrow."""
         if getattr(self, "swagger_fake_view", False):
             return Consult.objects.none()
-        consults = queries.desk(self.request.user)  # type: ignore[arg-type]
+        consults = queries.desk(the_user(self.request))
         given = self.request.query_params
         if status := given.get("status"):
             consults = consults.filter(status=status)
@@ -116,11 +117,11 @@ class ConsultViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         asked = AskSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
         given = asked.validated_data
-        study = get_object_or_404(visible_studies(request.user), pk=given["study"])  # type: ignore[arg-type]
+        study = get_object_or_404(visible_studies(request.user), pk=given["study"])
         site = get_object_or_404(queries.reference_sites(), code=given["reference_site"])
         made = actions.ask(
             study,
-            request.user,  # type: ignore[arg-type]
+            the_user(request),
             reference_site=site,
             question=given["question"],
             is_urgent=given["is_urgent"],
@@ -133,7 +134,9 @@ class ConsultViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         """Take a slot."""
         asked = TakeSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        return self._shown(actions.take_slot(self.get_object(), request.user, request=request, **asked.validated_data))  # type: ignore[arg-type]
+        return self._shown(
+            actions.take_slot(self.get_object(), the_user(request), request=request, **asked.validated_data)
+        )
 
     @action(detail=True, methods=["post"])
     def opinion(self, request: Request, pk: str | None = None) -> Response:
@@ -141,15 +144,17 @@ class ConsultViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         typed = OpinionSerializer(data=request.data)
         typed.is_valid(raise_exception=True)
         return self._shown(
-            actions.save_opinion(self.get_object(), request.user, request=request, **typed.validated_data)
-        )  # type: ignore[arg-type]
+            actions.save_opinion(self.get_object(), the_user(request), request=request, **typed.validated_data)
+        )
 
     @action(detail=True, methods=["post"])
     def conclude(self, request: Request, pk: str | None = None) -> Response:
         """Sign the opinion."""
         typed = OpinionSerializer(data=request.data)
         typed.is_valid(raise_exception=True)
-        return self._shown(actions.conclude(self.get_object(), request.user, request=request, **typed.validated_data))  # type: ignore[arg-type]
+        return self._shown(
+            actions.conclude(self.get_object(), the_user(request), request=request, **typed.validated_data)
+        )
 
     def _shown(self, consult: Consult, status: int = 200) -> Response:
         return Response(self.get_serializer(consult).data, status=status)

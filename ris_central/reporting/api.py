@@ -13,6 +13,7 @@ from ris_central.accounts.permissions import Capability, may_by_method
 from ris_central.audit.actions import record_view
 from ris_central.catalogue.models import Study
 from ris_central.catalogue.queries import visible_to as visible_studies
+from ris_central.catalogue.views import the_user
 from ris_central.reporting import actions, queries
 from ris_central.reporting.models import Addendum, Report, ReportDocument
 
@@ -94,7 +95,7 @@ class ReportViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.G
         """Visible reports, newest first; ``?study=`` and ``?status=`` narrow."""
         if getattr(self, "swagger_fake_view", False):
             return Report.objects.none()
-        reports = queries.visible_to(self.request.user).select_related("study", "author", "signed_by")  # type: ignore[arg-type]
+        reports = queries.visible_to(self.request.user).select_related("study", "author", "signed_by")
         given = self.request.query_params
         if (study := given.get("study", "")).isdecimal():
             reports = reports.filter(study=int(study))
@@ -113,12 +114,12 @@ class ReportViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.G
         draft = DraftSerializer(data=request.data)
         draft.is_valid(raise_exception=True)
         typed = dict(draft.validated_data)
-        visible = visible_studies(request.user)  # type: ignore[arg-type]
+        visible = visible_studies(request.user)
         study = get_object_or_404(
             Study.objects.select_related("patient", "site"), pk__in=visible, pk=typed.pop("study")
         )
         write = actions.sign if typed.pop("sign") else actions.save_draft
-        report = write(study, request.user, request=request, **typed)  # type: ignore[arg-type]
+        report = write(study, the_user(request), request=request, **typed)
         return Response(ReportSerializer(self.get_queryset().get(pk=report.pk)).data, status=201)
 
     @action(detail=True, methods=["post"])
@@ -127,5 +128,5 @@ class ReportViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.G
         text = AddendumTextSerializer(data=request.data)
         text.is_valid(raise_exception=True)
         report = self.get_object()
-        made = actions.add_addendum(report, request.user, text.validated_data["text"], request=request)  # type: ignore[arg-type]
+        made = actions.add_addendum(report, the_user(request), text.validated_data["text"], request=request)
         return Response(AddendumSerializer(made).data, status=201)
