@@ -1,7 +1,7 @@
 """The centre over ASGI: pages and REST by Django, long polls of nodes beside it, websockets by Channels."""
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,9 +18,9 @@ from channels.security.websocket import WebsocketDenier  # noqa: E402
 from ris_central.federation.longpoll import with_commands  # noqa: E402
 from ris_central.routing import websocket_urlpatterns  # noqa: E402
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 

@@ -49,8 +49,8 @@ def region(request: HttpRequest) -> dict[str, Any]:
                 entries.append({"url": reverse(entry.url_name), "label": entry.label, "icon": entry.icon})
         inside = [entry["url"] for entry in entries if request.path.startswith(entry["url"])]
         here = max(inside, key=len, default="")
-        for entry in entries:
-            entry["active"] = entry["url"] == here and (here != "/" or not request.path.startswith(_ASIDE))
+        for shown in entries:
+            shown["active"] = shown["url"] == here and (here != "/" or not request.path.startswith(_ASIDE))
     return {
         "region_name": settings.CONFIG.region_name,
         "navigation": entries,

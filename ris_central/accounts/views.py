@@ -151,7 +151,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     title = "Regis failed at this — Сбой"
     if request.path.startswith(_API):
         return JsonResponse(problem("internal-error", title, 500), status=500, content_type="application/problem+json")
-    return render(None, "accounts/500.html", status=500)  # type: ignore[arg-type]
+    return render(None, "accounts/500.html", status=500)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

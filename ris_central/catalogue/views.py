@@ -8,6 +8,7 @@ from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
+from django.utils.functional import Promise
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
@@ -66,7 +67,7 @@ def worklist(request: HttpRequest) -> HttpResponse:
     chosen = {name: request.GET.get(name, "").strip() for name in FILTERS}
     zone = zone_of(user)
     page = Paginator(queries.worklist(user, chosen, zone), _ROWS).get_page(request.GET.get("page"))
-    statuses = [("arriving", _("Arriving")), ("complete", _("Complete"))]
+    statuses: list[tuple[str, str | Promise]] = [("arriving", _("Arriving")), ("complete", _("Complete"))]
     statuses += [(extra.key, extra.label) for extra in listeners.worklist_filters()]
     context = {
         "rows": [describe(study) for study in page],

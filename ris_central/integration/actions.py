@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from django.db import OperationalError, connection, transaction
@@ -82,7 +83,7 @@ def _sender(message: Message) -> tuple[str, str, str]:
     return message.get("MSH-3"), message.get("MSH-4"), message.control_id
 
 
-def _key(message: Message) -> dict[str, str]:
+def _key(message: Message) -> dict[str, Any]:
     application, facility, control_id = _sender(message)
     return {
         "sending_application": application[:180],

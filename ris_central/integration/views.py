@@ -45,7 +45,7 @@ def receiver(request: HttpRequest, pk: int | None = None) -> HttpResponse:
     known = get_object_or_404(Hl7Receiver, pk=pk) if pk else None
     form = ReceiverForm(request.POST or None, instance=known)
     for field in form.fields.values():
-        css = {forms.CheckboxInput: "form-check-input", forms.Select: "form-select"}
+        css: dict[type, str] = {forms.CheckboxInput: "form-check-input", forms.Select: "form-select"}
         field.widget.attrs["class"] = css.get(type(field.widget), "form-control")
     if request.method == "POST" and form.is_valid():
         actions.save_receiver(form.instance, request)

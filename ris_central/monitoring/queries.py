@@ -166,4 +166,4 @@ def health() -> dict[str, bool]:
 def queue_length() -> int:
     """Tasks that wait for a worker."""
     with redis.Redis.from_url(settings.CELERY_BROKER_URL, socket_timeout=2) as broker:
-        return int(broker.llen("celery"))  # type: ignore[arg-type]
+        return int(broker.llen("celery"))

@@ -206,7 +206,9 @@ def save_device(device: Device, request: AnyRequest = None, actor: Actor = None)
     if Device.objects.filter(site=device.site, ae_title=device.ae_title, is_active=True).exclude(pk=device.pk).exists():
         raise ConflictError("ae-title-taken", device.ae_title)
     device.save()
-    nodes = {node for node in (node_feed.node_of(device), before and node_feed.node_of(before)) if node is not None}
+    nodes = {
+        node for node in (node_feed.node_of(device), node_feed.node_of(before) if before else None) if node is not None
+    }
     for node in nodes:
         node_feed.send_devices(node)
         node_feed.send_schedule(node)

@@ -11,8 +11,10 @@ from rest_framework.response import Response
 
 from ris_central.accounts.permissions import Capability, may, may_by_method
 from ris_central.audit.actions import record_view
+from ris_central.federation.models import Node
 from ris_central.orders import actions, queries
 from ris_central.orders.models import Device, ScheduledProcedureStep, ServiceRequest
+from ris_central.organizations.models import Site
 from ris_central.patients import queries as patients
 from ris_central.patients.models import Patient
 
@@ -20,8 +22,8 @@ from ris_central.patients.models import Patient
 class DeviceSerializer(serializers.ModelSerializer[Device]):
     """A device."""
 
-    site = serializers.SlugRelatedField(slug_field="code", read_only=True)
-    node = serializers.SlugRelatedField(slug_field="name", read_only=True)
+    site = serializers.SlugRelatedField[Site](slug_field="code", read_only=True)
+    node = serializers.SlugRelatedField[Node](slug_field="name", read_only=True)
 
     class Meta:
         model = Device
@@ -54,7 +56,7 @@ class StepSerializer(serializers.ModelSerializer[ScheduledProcedureStep]):
 class OrderSerializer(serializers.ModelSerializer[ServiceRequest]):
     """An order with its steps."""
 
-    site = serializers.SlugRelatedField(slug_field="code", read_only=True)
+    site = serializers.SlugRelatedField[Site](slug_field="code", read_only=True)
     steps = StepSerializer(many=True, read_only=True)
 
     class Meta:

@@ -37,7 +37,7 @@ class PatientSerializer(serializers.ModelSerializer[Patient]):
 
     def get_fields(self) -> dict[str, Any]:
         """A patient is registered at a site of who asks."""
-        fields = super().get_fields()
+        fields: dict[str, Any] = super().get_fields()
         if request := self.context.get("request"):
             fields["site"].queryset = sites_of(request.user)
         return fields

@@ -16,6 +16,6 @@ def visible_to(user: User | AnonymousUser) -> QuerySet[Report]:
 
 def live_report(study: Study) -> Report | None:
     """The one report of the study that is not cancelled."""
-    reports = study.reports.exclude(status=Report.Status.CANCELLED)  # type: ignore[attr-defined]
+    reports = study.reports.exclude(status=Report.Status.CANCELLED)
     found: Report | None = reports.select_related("author", "signed_by").first()
     return found

@@ -1,6 +1,6 @@
 """Who asks the region's DICOMweb, and what of it they may have."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
 
@@ -25,7 +25,7 @@ _STATUS = {
     "bad-query": 400,
     "not-served-here": 404,
 }
-AsyncView = Callable[..., Awaitable[HttpResponseBase]]
+AsyncView = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
 
 
 def problem_response(error: RegisError, status: int | None = None, **extra: Any) -> HttpResponse:

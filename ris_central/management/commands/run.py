@@ -55,7 +55,7 @@ def servers(settings: CentreConfig) -> list[uvicorn.Server]:
     if settings.https_port:
         if settings.tls_certificate is None or settings.tls_key is None:
             raise CommandError("HTTPS needs REGIS_CENTRE_TLS_CERTIFICATE and REGIS_CENTRE_TLS_KEY.")
-        tls = {"ssl_certfile": str(settings.tls_certificate), "ssl_keyfile": str(settings.tls_key)}
+        tls: dict[str, Any] = {"ssl_certfile": str(settings.tls_certificate), "ssl_keyfile": str(settings.tls_key)}
         found.append(uvicorn.Server(uvicorn.Config(port=settings.https_port, **shared, **tls)))
     if not found:
         raise CommandError("Nothing to serve: set REGIS_CENTRE_HTTP_PORT or REGIS_CENTRE_HTTPS_PORT.")
