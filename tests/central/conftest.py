@@ -19,7 +19,7 @@ def django_db_setup(django_db_setup: None) -> None:
     def empty_with_trail(statements: list[str]) -> None:
         empty([trigger.format("DISABLE"), *statements, trigger.format("ENABLE")])
 
-    connection.ops.execute_sql_flush = empty_with_trail
+    pytest.MonkeyPatch().setattr(connection.ops, "execute_sql_flush", empty_with_trail)
 
 
 @pytest.fixture(autouse=True)

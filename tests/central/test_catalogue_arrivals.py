@@ -5,6 +5,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from gateway.envelope import SeriesChanged
 from ris_central.catalogue.actions import arrivals, manifests
 from ris_central.catalogue.actions.arrivals import adopt_parked
 from ris_central.catalogue.models import (
@@ -65,6 +66,7 @@ def test_two_events_numbered_when_the_archive_had_all_already_both_count(clinic:
     made = region.Acquisition(images=4)
     made.arrive(clinic)
     whole = made.changed(archive).body
+    assert isinstance(whole, SeriesChanged)
     for images in (made.images[:3], made.images[3:]):
         part = made.changed(archive, images)
         state = {"count": whole.count, "root_hash": whole.root_hash}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.http import HttpResponseBase
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.test import AsyncClient, Client
 from pydicom import dcmread
 
@@ -108,9 +108,11 @@ def fetch(user: User, path: str, accept: str = "*/*") -> tuple[HttpResponseBase,
     async def go() -> tuple[HttpResponseBase, bytes]:
         client = AsyncClient()
         await client.aforce_login(user, backend="django.contrib.auth.backends.ModelBackend")
-        answer = await client.get(path, headers={"Accept": accept})
-        body = b"".join([piece async for piece in answer]) if answer.streaming else answer.content
-        return answer, body
+        answer: HttpResponseBase = await client.get(path, headers={"Accept": accept})
+        if isinstance(answer, StreamingHttpResponse):
+            return answer, b"".join([piece async for piece in answer])
+        assert isinstance(answer, HttpResponse)
+        return answer, answer.content
 
     return async_to_sync(go)()
 

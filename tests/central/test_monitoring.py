@@ -113,7 +113,7 @@ def rows_of(url: str) -> dict[str, list[tuple[object, ...]]]:
         names = [
             row[0] for row in database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
         ]
-        return {name: database.execute(f'SELECT * FROM "{name}" ORDER BY 1').fetchall() for name in names}  # type: ignore[arg-type]
+        return {name: database.execute(f'SELECT * FROM "{name}" ORDER BY 1').fetchall() for name in names}
 
 
 def test_a_restored_centre_is_the_one_that_was_backed_up(

@@ -147,15 +147,8 @@ def test_a_moved_step_frees_its_old_time_and_the_node_hears_of_it() -> None:
     later = centre.tomorrow(15)
     step = actions.reschedule(order.steps.get(), device=order.steps.get().device, starts_at=later, actor="test")
     assert step.slot.lower == later
-    assert (
-        Command.objects.filter(node=node)
-        .order_by("pk")
-        .last()
-        .body["items"][0]["starts_at"]
-        .startswith(  # type: ignore[union-attr]
-            later.strftime("%Y-%m-%dT15:00")
-        )
-    )
+    command = Command.objects.filter(node=node).latest("pk")
+    assert command.body["items"][0]["starts_at"].startswith(later.strftime("%Y-%m-%dT15:00"))
     centre.booking(site, who=order.patient, on=step.device)
 
 
@@ -165,9 +158,8 @@ def test_a_step_that_moves_to_a_device_of_another_node_leaves_the_first() -> Non
     order = centre.booking(site, on=centre.device(site, "CT1", at=first))
     step = order.steps.get()
     actions.reschedule(step, device=centre.device(site, "CT2", at=second), starts_at=step.slot.lower, actor="test")
-    assert Command.objects.filter(node=first).order_by("pk").last().body["removed"] == [
-        step.scheduled_procedure_step_id
-    ]  # type: ignore[union-attr]
+    command = Command.objects.filter(node=first).latest("pk")
+    assert command.body["removed"] == [step.scheduled_procedure_step_id]
     assert Command.objects.filter(node=second).get().body["items"]
 
 
