@@ -6,6 +6,7 @@ The archive is a tar file: ``backup.json``, ``database.sqlite3`` or ``tables/*.c
 
 import io
 import json
+import os
 import shutil
 import sqlite3
 import tarfile
@@ -88,6 +89,7 @@ def restore(source: Path) -> Restored:
                     restored.missing.append(path)
     for restored.index in reindex():
         pass
+    os.sync()  # the operator may throw the backup away once this returns
     return restored
 
 

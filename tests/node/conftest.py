@@ -60,10 +60,12 @@ class NodeProcess:
         """Where instances lie."""
         return self.data_dir / "storage"
 
-    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a management command of this node."""
+    def command(
+        self, *arguments: str, check: bool = True, prefix: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a management command of this node, ``prefix`` before it."""
         return subprocess.run(
-            [sys.executable, "-m", "django", *arguments],
+            [*prefix, sys.executable, "-m", "django", *arguments],
             env=self.environment,
             cwd=ROOT,
             capture_output=True,
@@ -162,14 +164,40 @@ class NodeProcess:
         )
 
 
+@dataclass(frozen=True)
+class EmptyDatabase:
+    """A migrated database that knows MODALITY, to be copied: a SQLite file, or the name of a PostgreSQL template."""
+
+    path: Path | None = None
+    name: str = ""
+
+    def copy_to(self, node: NodeProcess) -> None:
+        """Give ``node`` a copy of its own; a PostgreSQL one goes with the server at the end of the run."""
+        if self.path is not None:
+            shutil.copy(self.path, node.data_dir / "node.sqlite3")
+        else:
+            node.database_url = _new_postgres_database(self.name)
+
+
+def _new_postgres_database(template: str = "template1") -> str:
+    server, name = os.environ["REGIS_TEST_POSTGRES_URL"], f"regis_test_node_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+    return f"{server.rpartition('/')[0]}/{name}"
+
+
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """A migrated SQLite database that knows MODALITY, to be copied; None when nodes run on PostgreSQL."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> EmptyDatabase:
+    """Made once; on PostgreSQL when the environment says that nodes run on it."""
+    node = NodeProcess(tmp_path_factory.mktemp("template"))
     if os.environ.get("REGIS_TEST_NODE_DATABASE") == "postgresql":
-        return None
-    template = NodeProcess(tmp_path_factory.mktemp("template"))
-    template.python(PREPARE)
-    return template.data_dir / "node.sqlite3"
+        node.database_url = _new_postgres_database()
+    node.python(PREPARE)
+    if node.database_url:
+        return EmptyDatabase(name=node.database_url.rpartition("/")[2])
+    return EmptyDatabase(path=node.data_dir / "node.sqlite3")
 
 
 PREPARE = """
@@ -183,26 +211,16 @@ if connection.vendor == "sqlite":
 """
 
 
-def _prepared(node: NodeProcess, empty_database: Path | None) -> NodeProcess:
-    if empty_database is None:
-        node.python(PREPARE)
-    else:
-        shutil.copy(empty_database, node.data_dir / "node.sqlite3")
-    return node
-
-
 @pytest.fixture
-def make_node(
-    tmp_path: Path, empty_database: Path | None, request: pytest.FixtureRequest
-) -> Iterator[Callable[..., NodeProcess]]:
+def make_node(tmp_path: Path, empty_database: EmptyDatabase) -> Iterator[Callable[..., NodeProcess]]:
     """Make nodes of the test's own that know MODALITY; started unless told otherwise."""
     nodes: list[NodeProcess] = []
 
     def make(*, start: bool = True, **settings: str) -> NodeProcess:
-        database = request.getfixturevalue("postgres_database") if empty_database is None else ""
         data_dir = tmp_path / f"node{len(nodes)}"
         data_dir.mkdir()
-        node = _prepared(NodeProcess(data_dir, settings=settings, database_url=database), empty_database)
+        node = NodeProcess(data_dir, settings=settings)
+        empty_database.copy_to(node)
         nodes.append(node)
         if start:
             node.start()
@@ -215,16 +233,10 @@ def make_node(
 
 
 @pytest.fixture(scope="session")
-def node_process(tmp_path_factory: pytest.TempPathFactory, empty_database: Path | None) -> Iterator[NodeProcess]:
+def node_process(tmp_path_factory: pytest.TempPathFactory, empty_database: EmptyDatabase) -> Iterator[NodeProcess]:
     """One running node that tests share: each looks only at studies, callers and items of its own."""
-    database = ""
-    server = os.environ.get("REGIS_TEST_POSTGRES_URL", "")
-    if empty_database is None:
-        name = f"regis_test_shared_{secrets.token_hex(6)}"
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        database = f"{server.rpartition('/')[0]}/{name}"
-    node = _prepared(NodeProcess(tmp_path_factory.mktemp("node"), database_url=database), empty_database)
+    node = NodeProcess(tmp_path_factory.mktemp("node"))
+    empty_database.copy_to(node)
     node.start()
     yield node
     node.kill()

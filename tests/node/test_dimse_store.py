@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -32,12 +32,12 @@ def associate(node: NodeProcess, *classes: str, calling: str = "MODALITY") -> As
     return entity.associate("127.0.0.1", node.dicom_port, ae_title=AE_TITLE)
 
 
-def data_set_bytes(dataset: Dataset) -> bytes:
+def data_set_bytes(dataset: FileDataset) -> bytes:
     whole = part10(dataset)
     return whole[whole.index(b"\x08\x00\x05\x00") :]
 
 
-def send_bytes(association: Association, announced: Dataset, encoded: bytes) -> Dataset:
+def send_bytes(association: Association, announced: Dataset, encoded: bytes) -> C_STORE:
     """A C-STORE request for ``announced`` that carries these bytes, whatever they are."""
     request = C_STORE()
     request.MessageID = 7
@@ -292,7 +292,7 @@ def test_the_file_its_folder_and_the_index_are_flushed_before_the_answer(
     node = make_node(start=False)
     trace = tmp_path / "trace"
     node.start(
-        "strace", "-f", "-y", "-s", "64", "-e", "trace=fsync,fdatasync,link,linkat,sendto,write", "-o", str(trace)
+        "strace", "-f", "-yy", "-s", "64", "-e", "trace=fsync,fdatasync,link,linkat,sendto,write", "-o", str(trace)
     )
     dataset = ct_instance()
     association = associate(node)
@@ -305,16 +305,15 @@ def test_the_file_its_folder_and_the_index_are_flushed_before_the_answer(
     def at(pattern: str) -> int:
         return next((number for number, line in enumerate(steps) if re.search(pattern, line)), -1)
 
+    index = r"sendto\(.*COMMIT" if node.database_url else r"f(data)?sync\(\d+<[^>]*node\.sqlite3-wal>"
     order = [
         at(r"fsync\(\d+<[^>]*/incoming/[^>]*>"),
         at(r"link(at)?\("),
         at(rf"fsync\(\d+<[^>]*/{re.escape(str(dataset.SeriesInstanceUID))}>"),
         at(r"fsync\(\d+<[^>]*journal\.jsonl>"),
-        at(r"f(data)?sync\(\d+<[^>]*node\.sqlite3-wal>"),
-        at(r"sendto\(\d+<(TCP|socket)"),
+        at(index),
+        at(rf"sendto\(\d+<TCP:\[127\.0\.0\.1:{node.dicom_port}->"),
     ]
-    if node.database_url:
-        del order[4]
     assert -1 not in order, (order, steps[:80])
     assert order == sorted(order), (order, steps[:80])
 

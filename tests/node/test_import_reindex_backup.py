@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.factories.dicom import Study, ct_series, encapsulated_pdf, part10, write, write_all
-from tests.node.conftest import NodeProcess
+from tests.node.conftest import NodeProcess, need
 
 ROWS = "SELECT sop_instance_uid, dataset_sha256, path, source_ae_title, is_variant FROM study_index_instance"
 
@@ -120,3 +120,21 @@ def test_doctor_says_in_sentences_what_is_wrong(make_node: Callable[..., NodePro
     assert done.returncode == 1
     assert f"Nothing answers on 127.0.0.1:{node.dicom_port} (DICOM port)" in done.stdout
     assert "The database" in done.stdout
+
+
+def test_a_restore_is_on_the_disk_when_it_says_so(
+    filled: tuple[NodeProcess, Study], make_node: Callable[..., NodeProcess], tmp_path: Path
+) -> None:
+    need("strace")
+    node, study = filled
+    archive, trace = tmp_path / "node.tar", tmp_path / "trace"
+    node.command("backup", str(archive), "--with-instances")
+    fresh = make_node(start=False)
+    calls = "trace=rename,renameat,renameat2,sync"
+    fresh.command("restore", str(archive), prefix=("strace", "-f", "-e", calls, "-o", str(trace)))
+    assert len(fresh.files(study.study_instance_uid)) == 5
+    steps = trace.read_text(errors="replace").splitlines()
+    placed = [number for number, line in enumerate(steps) if ".dcm" in line]
+    flushed = [number for number, line in enumerate(steps) if "sync(" in line]
+    assert len(placed) == 5
+    assert max(placed) < max(flushed)
