@@ -5,6 +5,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydicom.dataset import Dataset
+
 from deploy.people import Person, Refused, until
 from deploy.region import RegionInfo
 from deploy.simulator.acquisition import acquire
@@ -116,8 +118,11 @@ def populate(info: RegionInfo, data: Path | None) -> None:
     stamp.write_text(today, encoding="utf-8")
 
 
-def send_folder(scanner: Scanner, data: Path) -> Sent:
-    """Send the DICOM files of a folder; what cannot be sent is named and the rest goes on."""
+def send_folder(scanner: Scanner, data: Path) -> tuple[Sent, list[Dataset]]:
+    """Send the DICOM files of a folder as they are; what cannot be sent is named and the rest goes on.
+
+    Returns what became of them, and the instances that could be read.
+    """
     usable, unusable = read_folder(data)
     for path, reason in unusable.items():
         print(f"  {path}: not sent, {reason}", flush=True)
@@ -125,4 +130,4 @@ def send_folder(scanner: Scanner, data: Path) -> Sent:
     for uid, reason in sent.refused.items():
         print(f"  {uid}: refused, {reason}", flush=True)
     print(f"  {scanner.ae_title} sent {len(sent.stored)} of {len(usable) + len(unusable)} files of {data}", flush=True)
-    return sent
+    return sent, usable

@@ -1,11 +1,12 @@
 """The first half of the story: booked, acquired, held at the clinic, known and safe at the centre."""
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from deploy.people import until
 from deploy.simulator.acquisition import acquire
-from deploy.simulator.populate import Visit, book_first_free
-from deploy.simulator.scanner import read_folder
+from deploy.simulator.populate import Visit, book_first_free, send_folder
 from deploy.story.stage import PATIENT, Stage
 from standards.person_names import display
 
@@ -40,15 +41,12 @@ def acquire_study(stage: Stage) -> str:
 
 
 def _acquire_folder(stage: Stage, folder: Path) -> str:
-    """Send the folder's files; each that cannot be sent or is refused is named."""
-    usable, unusable = read_folder(folder)
-    for path, reason in unusable.items():
-        print(f"    {path}: not sent: {reason}", flush=True)
-    sent = stage.scanner("CT_A").send(usable)
-    for uid, reason in sent.refused.items():
-        print(f"    {uid}: refused: {reason}", flush=True)
+    """Send the folder's files as they are; each that cannot be sent or is refused is named, and the rest goes on."""
+    sent, usable = send_folder(stage.scanner("CT_A"), folder)
     assert sent.stored, f"nothing of {folder} was accepted"
-    return f"; of {folder.name}: {len(sent.stored)} stored, {len(sent.refused)} refused, {len(unusable)} unreadable"
+    study_of = {str(instance.SOPInstanceUID): str(instance.StudyInstanceUID) for instance in usable}
+    stage.folder_studies = dict(Counter(study_of[uid] for uid in set(sent.stored)))
+    return f"; of {folder.name}: {len(sent.stored)} stored, {len(sent.refused)} refused by name"
 
 
 def look_at_node(stage: Stage) -> str:
@@ -81,7 +79,20 @@ def watch_it_arrive(stage: Stage) -> str:
             answer = client.get(f"/studies/{uid}", headers={"Accept": "multipart/related; type=application/dicom"})
             held[name] = len(answer.raise_for_status().content)
     assert held["clinic-a"] == held["archive"], f"other bytes at the archive: {held}"
-    detail = stage.person("radiologist").json(f"/api/v1/studies/{stage.study['id']}")
-    holders = {holder["node"]: holder["held"] for holder in detail["holders"]}
-    assert holders.get("archive") == holders.get("clinic-a") == count, f"holders: {holders}"
-    return f"{count} of {count} safe; holders {', '.join(sorted(holders))}"
+
+    def holders() -> list[str]:
+        detail = stage.person("radiologist").json(f"/api/v1/studies/{stage.study['id']}")
+        return sorted(holder["node"] for holder in detail["holders"] if holder["held"] == count)
+
+    until("clinic and archive are known to hold all", lambda: holders() == ["archive", "clinic-a"])
+    for folder_study, taken in stage.folder_studies.items():
+        until(f"{taken} of {folder_study} safe at the archive", partial(_safe, stage, folder_study, taken), 180)
+    extra = f"; {sum(stage.folder_studies.values())} of --data too" if stage.folder_studies else ""
+    return f"{count} of {count} safe, held by clinic and archive{extra}"
+
+
+def _safe(stage: Stage, study_instance_uid: str, taken: int) -> bool:
+    """Whether the archive has all that the clinic took of a study (one UID may stand for several patients)."""
+    rows = stage.studies("radiologist", study_instance_uid)
+    known, safe = (sum(row[name] for row in rows) for name in ("instances_known", "instances_safe"))
+    return bool(known == safe >= taken)

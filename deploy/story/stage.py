@@ -25,6 +25,8 @@ class Stage:
     eyes: Eyes | None
     order: dict[str, Any] = field(default_factory=dict)
     sent: set[str] = field(default_factory=set)
+    folder_studies: dict[str, int] = field(default_factory=dict)
+    """Of --data: how many instances of each Study Instance UID the clinic's node took."""
     study_instance_uid: str = ""
     study: dict[str, Any] = field(default_factory=dict)
     _people: dict[str, Person] = field(default_factory=dict)
