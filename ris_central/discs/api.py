@@ -12,6 +12,7 @@ from rest_framework.reverse import reverse
 
 from ris_central.accounts.permissions import Capability, may_by_method
 from ris_central.catalogue.queries import visible_to as visible_studies
+from ris_central.catalogue.views import the_user
 from ris_central.discs import actions, queries
 from ris_central.discs.models import DiscJob
 
@@ -84,20 +85,22 @@ class DiscJobViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         studies = list(visible_studies(request.user).filter(pk__in=given["studies"]))
         if len(studies) != len(set(given["studies"])):
             raise Http404
-        user: Any = request.user
+        user = the_user(request)
         job = actions.order(studies, user, medium=given["medium"], with_reports=given["with_reports"], request=request)
         return Response(self.get_serializer(job).data, status=201)
 
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str | None = None) -> Response:
         """Give up a job."""
-        user: Any = request.user
+        user = the_user(request)
         return Response(self.get_serializer(actions.cancel(self.get_object(), user, request=request)).data)
 
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str | None = None) -> Response:
         """Try a failed job again; ``{"medium": …}`` changes the medium."""
-        user: Any = request.user
+        user = the_user(request)
+        if not isinstance(request.data, dict):
+            raise serializers.ValidationError("An object is expected.")
         medium = str(request.data.get("medium", ""))
         return Response(
             self.get_serializer(actions.retry(self.get_object(), user, medium=medium, request=request)).data

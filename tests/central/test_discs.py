@@ -101,6 +101,12 @@ def test_a_disc_too_large_fails_with_what_to_do_and_goes_on_on_another_medium(de
     assert (job.status, job.medium, job.error_code) == ("requested", "dvd", "")
 
 
+def test_rest_refuses_to_retry_with_a_list(desk: Desk, browser_of: Browser) -> None:
+    path = f"/api/v1/discs/{desk.order().pk}/retry"
+    answer = browser_of(desk.clerk).post(path, [{"medium": "dvd"}], content_type="application/json")
+    assert answer.status_code == 400, answer.content
+
+
 def test_a_job_is_cancelled_once_and_rest_says_so(desk: Desk, browser_of: Browser) -> None:
     browser, path = browser_of(desk.clerk), f"/api/v1/discs/{desk.order().pk}/cancel"
     assert browser.post(path).status_code == 200
