@@ -6,34 +6,16 @@ import signal
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deploy.processes import as_child, free_port, port_is_free, wait_until
-from deploy.region import Ports
+from deploy.processes import as_child, wait_until
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 600
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A folder that PostgreSQL's uid can pass through, which pytest's own are not."""
-    with tempfile.TemporaryDirectory(prefix="regis-demo-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder) / "region"
-
-
-def free_base() -> int:
-    while True:
-        base = min(free_port(), 60_000)
-        if all(port_is_free(port) for port in Ports(base).all().values()):
-            return base
 
 
 def start(directory: Path, base: int) -> "subprocess.Popen[bytes]":
@@ -70,9 +52,8 @@ def answers(url: str, authority: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.timeout(1800)
-def test_a_region_starts_stops_and_starts_again_and_leaves_no_process_behind(directory: Path) -> None:
-    base = free_base()
-    demo = start(directory, base)
+def test_a_region_starts_stops_and_starts_again_and_leaves_no_process_behind(directory: Path, port_base: int) -> None:
+    demo = start(directory, port_base)
     region = json.loads((directory / "region.json").read_text(encoding="utf-8"))
     parts = [region["centre"], *region["nodes"]]
     assert [answers(part[key], region["ca"]) for part in parts for key in ("url", "https_url")] == [200] * 10
@@ -80,7 +61,7 @@ def test_a_region_starts_stops_and_starts_again_and_leaves_no_process_behind(dir
     assert len(region["pids"]) == 13
 
     other = subprocess.run(
-        [str(ROOT / "regis"), "demo", "--dir", str(directory), "--port-base", str(free_base())],
+        [str(ROOT / "regis"), "demo", "--dir", str(directory), "--port-base", str(port_base)],
         capture_output=True,
         text=True,
         check=False,
@@ -94,7 +75,7 @@ def test_a_region_starts_stops_and_starts_again_and_leaves_no_process_behind(dir
     assert not (directory / "region.json").exists()
 
     begun = time.monotonic()
-    demo = start(directory, base)
+    demo = start(directory, port_base)
     print(f"second start: {time.monotonic() - begun:.1f} s")
     again = json.loads((directory / "region.json").read_text(encoding="utf-8"))
     assert again["centre"] == region["centre"]
