@@ -153,7 +153,13 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "ris_central.accounts.api.problem_handler",
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
 }
-SPECTACULAR_SETTINGS = {"TITLE": "Regis", "VERSION": "1", "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"]}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Regis",
+    "VERSION": "1",
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_INCLUDE_SCHEMA": False,
+    "PREPROCESSING_HOOKS": ["ris_central.accounts.api.without_slash"],
+}
 
 STATIC_URL = "/static/"
 STATIC_ROOT = CONFIG.data_dir / "static"

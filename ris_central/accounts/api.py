@@ -37,6 +37,11 @@ class ApiRouter(SimpleRouter):
         self.trailing_slash = "/?"
 
 
+def without_slash(endpoints: list[tuple[str, str, str, Any]]) -> list[tuple[str, str, str, Any]]:
+    """The schema names each address once, as the router reverses it."""
+    return [(path.rstrip("/"), regex, method, view) for path, regex, method, view in endpoints]
+
+
 def status_of(error: RegisError) -> int:
     """The HTTP status that tells of an error of ours, the same on pages and in REST."""
     if isinstance(error, ConflictError):

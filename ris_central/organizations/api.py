@@ -25,4 +25,4 @@ class SiteViewSet(viewsets.ReadOnlyModelViewSet[Site]):
 
     def get_queryset(self) -> QuerySet[Site]:
         """Sites that who asks may see."""
-        return queries.visible_to(self.request.user)  # type: ignore[arg-type]
+        return queries.visible_to(self.request.user)

@@ -1,5 +1,6 @@
 """Which sites a person works at, and which they may see."""
 
+from django.contrib.auth.models import AnonymousUser
 from django.db.models import QuerySet
 
 from ris_central.accounts.models import User
@@ -12,9 +13,9 @@ def sites_of(user: User) -> QuerySet[Site]:
     return Site.objects.filter(memberships__user=user)
 
 
-def visible_to(user: User) -> QuerySet[Site]:
+def visible_to(user: User | AnonymousUser) -> QuerySet[Site]:
     """The sites of the user; all of them for who administers the region."""
-    if not user.is_active:
+    if not isinstance(user, User) or not user.is_active:
         return Site.objects.none()
     return Site.objects.all() if can(user, Capability.ADMINISTER) else sites_of(user)
 

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from ris_central.accounts.permissions import Capability, may_by_method
 from ris_central.audit.actions import record_view
 from ris_central.organizations.models import Site
-from ris_central.organizations.queries import sites_of
+from ris_central.organizations.queries import visible_to
 from ris_central.patients import actions, queries
 from ris_central.patients.models import Patient, PatientIdentifier
 
@@ -39,7 +39,7 @@ class PatientSerializer(serializers.ModelSerializer[Patient]):
         """A patient is registered at a site of who asks."""
         fields: dict[str, Any] = super().get_fields()
         if request := self.context.get("request"):
-            fields["site"].queryset = sites_of(request.user)
+            fields["site"].queryset = visible_to(request.user)
         return fields
 
     def validate_birth_date(self, value: date | None) -> date | None:

@@ -78,7 +78,7 @@ def addresses(resolver: URLResolver | None = None, prefix: str = "/") -> Iterato
             "(?P<path>studies/.+)", "studies/1.2.3/series"
         )
         filled = re.sub(r"\(\?P<\w+>\[\^/\.\]\+\)", "1", filled)
-        filled = filled.replace(r"/?\Z", "").replace(r"\Z", "").replace("^", "").rstrip("$")
+        filled = filled.replace(r"\Z", "").replace("^", "").rstrip("$").removesuffix("/?")
         yield pattern.name or route, filled
 
 
@@ -133,6 +133,15 @@ def test_api_refusals_are_problem_documents(browser_of: Browser) -> None:
     assert (refusal.status_code, refusal.json()["code"]) == (403, "permission-denied")
     missing = browser_of(None).get("/api/v1/nothing")
     assert (missing.status_code, missing["Content-Type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize("role", [None, Role.CLERK])
+def test_the_schema_of_rest_is_open_and_names_every_address(role: str | None, browser_of: Browser) -> None:
+    user = centre.user(role, centre.site()) if role else None
+    answer = browser_of(user).get("/api/schema/", {"format": "json"})
+    assert answer.status_code == 200
+    described = {re.sub(r"{\w+}", "1", path) for path in answer.json()["paths"]}
+    assert described == {address for name, address in addresses() if name.startswith("api-") and name != "api-schema"}
 
 
 def test_every_list_of_rest_is_found_with_and_without_a_slash(browser_of: Browser) -> None:
