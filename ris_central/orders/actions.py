@@ -72,7 +72,7 @@ def book(
     Raises: PermanentError("slot-taken", "slot-invalid", "device-inactive").
     """
     if not device.is_active:
-        raise PermanentError("device-inactive", f"{device.name} is out of use.")
+        raise ConflictError("device-inactive", f"{device.name} is out of use.")
     site = device.site
     # The counter's lock is taken first: bookings of a site go one after the other, so two on one slot cannot deadlock.
     accession = next_accession_number(site)
@@ -122,7 +122,7 @@ def reschedule(
     if step.status != Status.SCHEDULED:
         raise ConflictError("state-conflict", f"A step that is {step.status} cannot be moved.")
     if not device.is_active or device.site_id != step.service_request.site_id:
-        raise PermanentError("device-inactive", f"{device.name} cannot take this order.")
+        raise ConflictError("device-inactive", f"{device.name} cannot take this order.")
     before, old_node = step.slot.lower, node_feed.node_of(step.device)
     length = minutes or int((step.slot.upper - step.slot.lower).total_seconds() // 60)
     step.device, step.slot = device, _slot(starts_at, length)

@@ -360,6 +360,9 @@ def test_the_api_books_cancels_and_names_a_conflict() -> None:
     assert client.post("/api/v1/orders", asked, content_type="application/json").status_code == 201
     found = client.get(f"/api/v1/orders?accession_number={made.json()['accession_number']}").json()
     assert found["count"] == 1
+    Device.objects.update(is_active=False)
+    idle = client.post("/api/v1/orders", {**asked, "starts_at": centre.tomorrow(15).isoformat()}, "application/json")
+    assert (idle.status_code, idle.json()["code"]) == (409, "device-inactive")
 
 
 def test_another_site_sees_neither_order_nor_step(browser_of: Browser) -> None:
