@@ -14,7 +14,7 @@ from django.db.models import Exists, OuterRef
 from django.utils import timezone
 from pydantic import ValidationError
 
-from gateway import actions, client, registry
+from gateway import actions, client, queries, registry
 from gateway.envelope import Directory, InstanceDescription, Peer, Receipt
 from gateway.keys import is_signed
 from gateway.models import Delivery, JoinState, OutboxEntry
@@ -31,6 +31,8 @@ UNREACHABLE = {"unreachable", "bad-certificate"}
 
 def next_waiting(*, busy: set[int], paused: set[str]) -> Delivery | None:
     """The delivery whose turn it is: small priority numbers first, then the oldest."""
+    if not queries.anything_to_deliver():
+        return None
     return (
         Delivery.objects.filter(status=Delivery.Status.WAITING, next_attempt_at__lte=timezone.now())
         .exclude(pk__in=busy)

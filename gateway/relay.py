@@ -9,11 +9,11 @@ from datetime import timedelta
 
 import httpx
 import structlog
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Count, Max, Q
 from django.utils import timezone
 
-from gateway import actions, client, registry
+from gateway import actions, client, queries, registry
 from gateway.envelope import SCHEMA_VERSION, EventAnswer, RawEvent, RawEventBatch
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
 from standards.errors import PermanentError
@@ -34,7 +34,7 @@ def catch_up() -> bool:
 
     Returns whether there is more to do.
     """
-    state = JoinState.objects.filter(backfill_after__isnull=False).first()
+    state = JoinState.objects.first() if queries.anything_to_catch_up() else None
     if state is None or state.backfill_after is None:
         return False
     held = registry.store().instances_after(state.backfill_after, HELD_AT_ONCE)
@@ -53,7 +53,7 @@ def number(*, with_progress: bool = True) -> int:
     Rows of one series that follow each other become one event. Without a join nothing is numbered: the rows wait.
     """
     # An idle node must not take the write lock several times a second.
-    return _number(with_progress=with_progress) if OutboxEntry.objects.exists() else 0
+    return _number(with_progress=with_progress) if queries.anything_to_number() else 0
 
 
 @transaction.atomic
@@ -221,19 +221,6 @@ def progress_of(study_instance_uid: str, destination: str) -> dict[str, object]:
 def waiting_events(state: JoinState) -> int:
     """How many numbered events the centre has not acknowledged."""
     return NumberedEvent.objects.filter(epoch=state.epoch, seq__gt=state.acknowledged_seq).count()
-
-
-_HAS_NEWS = (
-    "SELECT EXISTS (SELECT 1 FROM gateway_numberedevent e"
-    " JOIN gateway_joinstate s ON e.epoch = s.epoch AND e.seq > s.acknowledged_seq)"
-)
-
-
-def has_news() -> bool:
-    """Whether there is an event the centre has not acknowledged. Idle nodes ask often: building it anew costs most."""
-    with connection.cursor() as cursor:
-        cursor.execute(_HAS_NEWS)
-        return bool(cursor.fetchone()[0])
 
 
 def push(centre: httpx.Client) -> bool:

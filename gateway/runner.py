@@ -9,7 +9,7 @@ import httpx
 import structlog
 from django.utils import timezone
 
-from gateway import VERSION, client, commands, deliveries, registry, relay
+from gateway import VERSION, client, commands, deliveries, queries, registry, relay
 from gateway.envelope import EventAnswer, NodeStatus
 from gateway.loops import Loop, join_all
 from gateway.models import Delivery, JoinState, OutboxEntry
@@ -145,7 +145,7 @@ class Gateway:
         return 0.0 if more or taken >= relay.ENTRIES_AT_ONCE else IDLE_SECONDS
 
     def _push(self) -> float:
-        state = JoinState.objects.first() if relay.has_news() else None
+        state = JoinState.objects.first() if queries.anything_to_tell() else None
         if state is None:
             return IDLE_SECONDS
         return 0.0 if relay.push(self._connections.to(state.centre_url)) else IDLE_SECONDS
