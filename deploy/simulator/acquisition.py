@@ -23,6 +23,20 @@ from standards.uids import new_uid
 SCHEDULED = ["PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "AccessionNumber"]
 
 
+DX_IMAGE = {
+    "PresentationIntentType": "FOR PRESENTATION",
+    "PixelIntensityRelationship": "LOG",
+    "PixelIntensityRelationshipSign": -1,
+    "RescaleIntercept": 0,
+    "RescaleSlope": 1,
+    "RescaleType": "US",
+    "PresentationLUTShape": "IDENTITY",
+    "LossyImageCompression": "00",
+    "BurnedInAnnotation": "NO",
+}
+"""What every projection image for presentation says of itself. Source: PS3.3 C.8.11.1, C.8.11.3."""
+
+
 def acquire(scheduled: Dataset, *, images: int, station: str, time_zone: str = "Europe/Moscow") -> Iterator[Dataset]:
     """The instances of one examination for a Modality Worklist answer, in the character set of that answer.
 
@@ -142,15 +156,7 @@ def _dx(images: int) -> Iterator[dict[str, Any]]:
         "ViewPosition": "PA",
         "PatientOrientation": ["L", "F"],
         "ImageLaterality": "U",
-        "PresentationIntentType": "FOR PRESENTATION",
-        "PixelIntensityRelationship": "LOG",
-        "PixelIntensityRelationshipSign": -1,
-        "RescaleIntercept": 0,
-        "RescaleSlope": 1,
-        "RescaleType": "US",
-        "PresentationLUTShape": "IDENTITY",
-        "LossyImageCompression": "00",
-        "BurnedInAnnotation": "NO",
+        **DX_IMAGE,
         "ImagerPixelSpacing": [0.29, 0.29],
         "WindowCenter": 1300,
         "WindowWidth": 2600,
@@ -188,15 +194,7 @@ def _mg(images: int) -> Iterator[dict[str, Any]]:
                 "ImageLaterality": laterality,
                 "ViewCodeSequence": [angle],
                 "PatientOrientation": ["P" if laterality == "R" else "A", "L" if view == "CC" else "F"],
-                "PresentationIntentType": "FOR PRESENTATION",
-                "PixelIntensityRelationship": "LOG",
-                "PixelIntensityRelationshipSign": -1,
-                "RescaleIntercept": 0,
-                "RescaleSlope": 1,
-                "RescaleType": "US",
-                "PresentationLUTShape": "IDENTITY",
-                "LossyImageCompression": "00",
-                "BurnedInAnnotation": "NO",
+                **DX_IMAGE,
                 "ImagerPixelSpacing": [0.1, 0.1],
                 "WindowCenter": 2048,
                 "WindowWidth": 4096,

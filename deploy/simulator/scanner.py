@@ -25,16 +25,6 @@ PATIENT_KEYS = [
     "ReferringPhysicianName",
 ]
 STEP_KEYS = [
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyInstanceUID",
-    "RequestedProcedureID",
-    "RequestedProcedureDescription",
-    "ReferringPhysicianName",
     "ScheduledProcedureStepStartDate",
     "ScheduledProcedureStepStartTime",
     "Modality",
