@@ -76,15 +76,7 @@ class Scanner:
             setattr(query, keyword, keys.get(keyword, ""))
         step = Dataset()
         step.ScheduledStationAETitle = self.ae_title
-        for keyword in [
-            "ScheduledProcedureStepStartDate",
-            "ScheduledProcedureStepStartTime",
-            "Modality",
-            "ScheduledProcedureStepID",
-            "ScheduledProcedureStepDescription",
-            "ScheduledPerformingPhysicianName",
-            "ScheduledStationName",
-        ]:
+        for keyword in STEP_KEYS:
             setattr(step, keyword, keys.get(keyword, ""))
         query.ScheduledProcedureStepSequence = [step]
         found: list[Dataset] = []
