@@ -160,7 +160,7 @@ class Secrets:
                 archive_database=secrets.token_urlsafe(18),
                 api_token=secrets.token_urlsafe(32),
                 password=f"demo-{secrets.token_hex(3)}",
-                join_codes={node.name: secrets.token_urlsafe(12) for node in NODES},
+                join_codes={node.name: secrets.token_hex(10) for node in NODES},
             )
             write_private(file, json.dumps(asdict(fresh), indent=1))
         return cls(**json.loads(file.read_text(encoding="utf-8")))

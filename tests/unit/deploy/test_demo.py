@@ -119,3 +119,10 @@ def test_a_certificate_proves_a_server_of_this_machine_to_those_who_trust_the_au
         with client.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
             assert secure.recv(10) == b"hello"
         thread.join()
+
+
+def test_join_codes_of_the_demo_are_never_taken_for_an_option(tmp_path: Path) -> None:
+    for number in range(50):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert all(code.isalnum() for code in Secrets.of(folder).join_codes.values())
