@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.processes import as_child
 from deploy.story.browser import chromium
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,7 @@ def test_the_story_holds_from_booking_to_a_restored_link(directory: Path, port_b
         text=True,
         timeout=850,
         check=False,
+        preexec_fn=as_child(os.getpid()),
     )
     steps = re.findall(r"^  ✓ (\d+)\.", played.stdout, flags=re.MULTILINE)
     assert [int(step) for step in steps] == list(range(1, CHAPTERS + 1)), played.stdout + played.stderr
