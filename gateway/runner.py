@@ -216,7 +216,8 @@ def run() -> None:
     gateway = Gateway()
 
     def stop(number: int, frame: object) -> None:
-        gateway.stopping.set()
+        # Not set here: the main thread may hold the event's own lock at this moment, and would wait for itself.
+        threading.Thread(target=gateway.stopping.set).start()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -45,7 +45,8 @@ def run_pacs() -> None:
     stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
+        # Not set here: the main thread may hold the event's own lock at this moment, and would wait for itself.
+        threading.Thread(target=stopped.set).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
