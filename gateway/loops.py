@@ -1,8 +1,10 @@
 """Threads that do one thing over and over, survive every failure with backoff, and end when asked."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 import structlog
 from django.db import close_old_connections, connections
@@ -71,3 +73,14 @@ def join_all(threads: list[Loop], seconds: float) -> list[str]:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return [thread.name for thread in threads if thread.is_alive()]
+
+
+def set_on_signal(stopping: threading.Event) -> None:
+    """Have SIGTERM and SIGINT set ``stopping``. Call it in the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Not set here: the main thread may hold the event's own lock at this moment, and would wait for itself.
+        threading.Thread(target=stopping.set).start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

@@ -1,6 +1,5 @@
 """The second process of a node: everything that moves between it, the centre and other nodes."""
 
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from django.utils import timezone
 
 from gateway import VERSION, client, commands, deliveries, queries, registry, relay
 from gateway.envelope import EventAnswer, NodeStatus
-from gateway.loops import Loop, join_all
+from gateway.loops import Loop, join_all, set_on_signal
 from gateway.models import Delivery, JoinState, OutboxEntry
 from standards.errors import PermanentError, RegisError, TransientError
 
@@ -214,11 +213,5 @@ def status_of(state: JoinState) -> NodeStatus:
 def run() -> None:
     """Run the gateway of this node until SIGTERM or SIGINT. Django must be set up. Call it in the main thread."""
     gateway = Gateway()
-
-    def stop(number: int, frame: object) -> None:
-        # Not set here: the main thread may hold the event's own lock at this moment, and would wait for itself.
-        threading.Thread(target=gateway.stopping.set).start()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    set_on_signal(gateway.stopping)
     gateway.run()

@@ -1,16 +1,15 @@
 """``run pacs``: the DICOM port and the HTTP server. ``run gateway``: everything that dials out."""
 
 import gc
-import signal
 import threading
 from argparse import ArgumentParser
-from types import FrameType
 from typing import Any
 
 import structlog
 from django.core.management.base import BaseCommand, CommandError
 
 from gateway import runner
+from gateway.loops import set_on_signal
 from pacs_node.config import config
 from pacs_node.dimse.server import DimseServer
 from pacs_node.logs import configure_logs
@@ -43,13 +42,7 @@ class Command(BaseCommand):
 def run_pacs() -> None:
     """Serve DICOM and HTTP until a signal. Raises CommandError when a port is in use."""
     stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # Not set here: the main thread may hold the event's own lock at this moment, and would wait for itself.
-        threading.Thread(target=stopped.set).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    set_on_signal(stopped)
     settings = config()
     removed = storage().clean_incoming()
     web, dimse = WebServers(settings, application), DimseServer(settings)
