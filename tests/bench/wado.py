@@ -1,0 +1,282 @@
+"""Retrieval over DICOMweb: frames, whole series, metadata and searches, a Regis node and Orthanc side by side.
+
+Each server holds the same CT series. One compiled client (wrk) keeps its connections and asks as fast as it is answered;
+what is asked is spread over all instances of the series. Peak memory is the server's own, read from the kernel after
+its last run.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deploy.health import listens
+from deploy.processes import as_child, free_port, wait_until
+from standards.multipart import OutgoingPart, encode_related, new_boundary
+from standards.tokens import generate_key, issue_image_token, public_key_to_text
+from tests.factories.dicom import ct_series, part10
+
+ROOT = Path(__file__).parents[2]
+AS_STORED: Final = "transfer-syntax=*"
+PLUGIN: Final = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+_STORE_BATCH: Final = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to ask for: an address for each instance, or one for the series, and the goal against Orthanc."""
+
+    name: str
+    unit: str
+    goal: float
+    accept: str
+    path: str
+    per_instance: bool = False
+
+
+CASES: Final = (
+    Case("frame", "/s", 3, f"multipart/related; type=application/octet-stream; {AS_STORED}", "/frames/1", True),
+    Case("series", "MB/s", 2, f'multipart/related; type="application/dicom"; {AS_STORED}', ""),
+    Case("series metadata", "/s", 5, "application/dicom+json", "/metadata"),
+    Case("instances QIDO", "/s", 10, "application/dicom+json", "/instances?includefield=00280010&limit=200"),
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its DICOMweb root, what a client must send, and its process."""
+
+    root: str
+    headers: dict[str, str]
+    pid: int
+
+    def peak_mb(self) -> float:
+        """The most memory it has had resident since its start."""
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        return int(found[1]) / 1000 if found else 0.0
+
+
+@contextmanager
+def _process(command: list[str], port: int, log: Path, environment: dict[str, str]) -> Iterator[int]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=as_child(os.getpid()),
+        )
+    try:
+        wait_until(listens(port), 60, f"{command[0]} listens")
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+_JOIN = """
+import django; django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from gateway.models import JoinState
+JoinState.objects.create(name="bench", centre_url="https://centre.example", epoch="e1", directory={{
+    "peers": [], "mirror_to": [], "token_keys": {{"k1": "{key}"}}}})
+"""
+
+
+@contextmanager
+def regis(folder: Path) -> Iterator[Server]:
+    """A node on SQLite, as shipped; every request carries an image token and is checked and audited."""
+    web, key = free_port(), generate_key()
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "DJANGO_SETTINGS_MODULE": "pacs_node.settings",
+        "REGIS_NODE_DATA_DIR": str(folder),
+        "REGIS_NODE_DICOM_PORT": str(free_port()),
+        "REGIS_NODE_HTTP_PORT": str(web),
+    }
+    join = _JOIN.format(key=public_key_to_text(key.public_key()))
+    subprocess.run([sys.executable, "-c", join], env={**os.environ, **environment}, cwd=ROOT, check=True)
+    token, _ = issue_image_token(
+        key, "k1", subject="bench", audience="bench", studies=["*"], operations=["read", "store"], ttl=7200
+    )
+    command = [sys.executable, "-m", "django", "run", "pacs"]
+    with _process(command, web, folder / "log", environment) as pid:
+        yield Server(f"http://127.0.0.1:{web}/dicom-web", {"Authorization": f"Bearer {token}"}, pid)
+
+
+@contextmanager
+def orthanc(folder: Path) -> Iterator[Server]:
+    """Debian's Orthanc with its DICOMweb plugin, both with their defaults, nobody asked for a password."""
+    web = free_port()
+    configuration = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "Plugins": [str(PLUGIN)],
+        "DicomPort": free_port(),
+        "HttpPort": web,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "TcpNoDelay": True,
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    command = [_program("Orthanc"), str(folder / "orthanc.json")]
+    with _process(command, web, folder / "log", {}) as pid:
+        yield Server(f"http://127.0.0.1:{web}/dicom-web", {}, pid)
+
+
+def _program(name: str) -> str:
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") or ""
+
+
+def store(server: Server, instances: list[bytes]) -> None:
+    """Give the server the series by STOW-RS."""
+    for start in range(0, len(instances), _STORE_BATCH):
+        boundary = new_boundary()
+        parts = [
+            OutgoingPart({"Content-Type": "application/dicom"}, raw) for raw in instances[start : start + _STORE_BATCH]
+        ]
+        request = urllib.request.Request(
+            f"{server.root}/studies",
+            b"".join(encode_related(parts, boundary)),
+            {
+                **server.headers,
+                "Accept": "application/dicom+json",
+                "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+            },
+        )
+        with urllib.request.urlopen(request) as answer:
+            answer.read()
+
+
+def check(server: Server, case: Case, path: str, count: int) -> int:
+    """Ask once, whether the answer is whole; its bytes."""
+    request = urllib.request.Request(server.root + path, headers={**server.headers, "Accept": case.accept})
+    with urllib.request.urlopen(request) as answer:
+        body = answer.read()
+    if case.accept.startswith("application/dicom+json"):
+        found = len(json.loads(body))
+        if found != count:
+            raise RuntimeError(f"{case.name}: {found} of {count} instances")
+    elif len(body) < 500_000 * (1 if case.per_instance else count):
+        raise RuntimeError(f"{case.name}: only {len(body)} bytes")
+    return len(body)
+
+
+def measure(server: Server, case: Case, paths: list[str], seconds: int, connections: int, scratch: Path) -> float:
+    """Answers a second. Raises: RuntimeError when any was not a 200."""
+    script = scratch / "ask.lua"
+    lines = ",\n".join(json.dumps(f"/dicom-web{path}") for path in paths)
+    script.write_text(
+        f"local paths = {{{lines}}}\nlocal at = 0\n"
+        "request = function() at = at % #paths + 1; return wrk.format('GET', paths[at]) end\n"
+        "done = function(summary, latency, requests)\n"
+        "  local e = summary.errors\n"
+        "  io.write('RESULT ', summary.requests, ' ', summary.duration, ' ', summary.bytes, ' ',\n"
+        "    e.connect + e.read + e.write + e.status + e.timeout, '\\n') end\n"
+    )
+    headers = [f"{name}: {value}" for name, value in ({**server.headers, "Accept": case.accept}).items()]
+    command = [_program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script)]
+    for header in headers:
+        command += ["-H", header]
+    done = subprocess.run([*command, server.root.removesuffix("/dicom-web")], capture_output=True, text=True)
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", done.stdout)
+    if not found or int(found[4]) or not int(found[1]):
+        raise RuntimeError(f"{case.name}: {done.stdout}{done.stderr}")
+    microseconds = int(found[2])
+    if case.unit == "MB/s":
+        return int(found[3]) / microseconds
+    return int(found[1]) / microseconds * 1e6
+
+
+TARGETS: Final[dict[str, Callable[[Path], object]]] = {"Regis node": regis, "Orthanc": orthanc}
+
+
+def run(count: int, runs: int, seconds: int, connections: int, only: str, scratch: Path) -> None:
+    """Measure and print."""
+    series = ct_series(count, size=512)
+    base = f"/studies/{series[0].StudyInstanceUID}/series/{series[0].SeriesInstanceUID}"
+    uids = [dataset.SOPInstanceUID for dataset in series]
+    instances = [part10(dataset) for dataset in series]
+    del series
+    cases = [case for case in CASES if only in case.name]
+    print(
+        f"A series of {count} instances of {len(instances[0]) / 1e6:.2f} MB, {connections} connections, "
+        f"{runs} runs of {seconds} s each, interleaved, median\n",
+        flush=True,
+    )
+    rates: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[str, float] = {}
+    with regis(_folder(scratch, "regis")) as ours, orthanc(_folder(scratch, "orthanc")) as theirs:
+        servers = {"Regis node": ours, "Orthanc": theirs}
+        for server in servers.values():
+            store(server, instances)
+        before = {name: server.peak_mb() for name, server in servers.items()}
+        for number in range(runs):
+            for case in cases:
+                paths = [f"{base}{case.path}"]
+                if case.per_instance:
+                    paths = [f"{base}/instances/{uid}{case.path}" for uid in uids]
+                for name, server in servers.items():
+                    if number == 0:
+                        check(server, case, paths[0], count)
+                    rate = measure(server, case, paths, seconds, connections, scratch)
+                    rates.setdefault((case.name, name), []).append(rate)
+                    print(f"  run {number + 1}: {case.name}: {name} {rate:.0f} {case.unit}", flush=True)
+        peaks = {name: server.peak_mb() for name, server in servers.items()}
+    print(f"\n{'':<18}{'Regis node':>16}{'Orthanc':>16}{'times':>10}{'goal':>8}")
+    for case in cases:
+        mine, other = (statistics.median(rates[case.name, name]) for name in servers)
+        cells = [f"{rate:.0f} {case.unit}" for rate in (mine, other)]
+        print(f"{case.name:<18}{cells[0]:>16}{cells[1]:>16}{mine / other:>9.1f}x{case.goal:>7.0f}x")
+    memory = [f"{before[name]:.0f} → {peaks[name]:.0f} MB" for name in servers]
+    print(f"{'peak memory':<18}{memory[0]:>16}{memory[1]:>16}   (after storing → after all runs)")
+
+
+def _folder(scratch: Path, name: str) -> Path:
+    folder = scratch / name
+    folder.mkdir()
+    return folder
+
+
+def main() -> None:
+    """Parse, measure, clean up."""
+    parser = argparse.ArgumentParser(prog="regis bench wado", description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="instances of the series")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a run")
+    parser.add_argument("--connections", type=int, default=4, help="kept-alive connections of the client")
+    parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--dir", type=Path, default=ROOT / "var" / "bench", help="a folder on the disk to measure")
+    chosen = parser.parse_args()
+    missing = [
+        f"{name} (Debian: {package})"
+        for name, package in (("wrk", "wrk"), ("Orthanc", "orthanc"))
+        if not _program(name)
+    ]
+    if not PLUGIN.exists():
+        missing.append("Orthanc's DICOMweb plugin (Debian: orthanc-dicomweb)")
+    if missing:
+        sys.exit(f"regis bench wado needs {', '.join(missing)}.")
+    chosen.dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="wado-", dir=chosen.dir) as folder:
+        run(chosen.count, chosen.runs, chosen.seconds, chosen.connections, chosen.only, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
