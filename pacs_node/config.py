@@ -38,9 +38,40 @@ class NodeConfig(BaseSettings):
     database_url: str = ""
     """Empty: SQLite in ``data_dir``; else ``postgresql://…``."""
     storage_dir: Path | None = None
-    """Where instances lie; default ``data_dir/storage``."""
-    low_space_bytes: int = 500_000_000
-    """Below this much free space new instances are refused (A700, 507)."""
+    """Where instances lie, or with S3 its incoming and cache; default ``data_dir/storage``."""
+    storage_url: str = ""
+    """Empty: the folder ``storage_dir``; else ``s3://bucket/prefix?endpoint=https://…&region=…``."""
+    storage_keys: Path | None = None
+    """File of two lines, access key and secret key; default ``data_dir/secrets/storage.keys``."""
+    storage_cache_bytes: int = 20_000_000_000
+    """How much of an S3 storage is kept on the local disk for readers that need a file."""
+    institution_url: str = ""
+    """A second storage that copies go to: ``file:///mnt/…`` or ``s3://…``; empty: none."""
+    institution_keys: Path | None = None
+    """As ``storage_keys``, of the institution's storage; default ``data_dir/secrets/institution.keys``."""
+
+    refuse_below: str = "500MB"
+    """Below this much free space (bytes, ``20GB``, ``5%``) new instances are refused (A700, 507) …"""
+    accept_above: str = ""
+    """… until there is more than this; default a fifth above ``refuse_below``."""
+    tier_below: str = ""
+    """Below this much free space the oldest studies leave the local disk, as far as the rules let them; empty: never."""
+    tier_after_days: int = 0
+    """Studies that came longer ago leave the local disk, as far as the rules let them; 0: never for their age."""
+    institution_after_days: int = 0
+    """Copies at the institution that are proved at the archive go after so many days; 0: never."""
+    minimum_copies: int = 1
+    """So many verified copies must lie elsewhere before one is let go of."""
+    prefetch_years: int = 5
+    """Priors of tomorrow's patients that are not here are fetched back when not older than this; 0: none."""
+
+    verify_pace: float = 2.0
+    """MB/s at which the gateway process re-hashes what is stored, round after round; 0: not at all."""
+    recompress: Literal["", "jpeg-ls", "htj2k", "jpeg-xl"] = ""
+    """Lossless encoding that native images are brought into in the background; empty: stored as received."""
+    recompress_after_days: int = 7
+    recompress_restorable: bool = True
+    """Only where the received bytes can be rebuilt from what is stored; False needs a receipt of the archive instead."""
 
     default_character_set: str = "ISO_IR 192"
     time_zone: str = "Europe/Moscow"

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry
 from pacs_node.clinic.models import WorklistEntry
 from pacs_node.config import config
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance, Study
 from standards import part10
 from standards.errors import PermanentError
@@ -185,7 +186,7 @@ def node_state() -> NodeState:
         variants=Instance.objects.filter(is_variant=True).count(),
         disk_total=disk.total,
         disk_free=disk.free,
-        low_space=disk.free < config().low_space_bytes,
+        low_space=storage().watermarks.refuses(disk.total, disk.free),
     )
 
 
@@ -212,7 +213,8 @@ def _storage_health() -> str:
             file.flush()
     except OSError as error:
         return f"cannot be written: {os.strerror(error.errno or 0)}"
-    if shutil.disk_usage(root).free < config().low_space_bytes:
+    disk = shutil.disk_usage(root)
+    if storage().watermarks.refuses(disk.total, disk.free):
         return "is nearly full: new images are refused"
     return "ok"
 

@@ -6,15 +6,16 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import structlog
 
-from pacs_node.config import config
-from pacs_node.storage.layout import JOURNAL, STUDIES, study_key
+from pacs_node.storage.layout import ASIDE, JOURNAL, STUDIES, study_key
+from pacs_node.storage.watermarks import Space, Watermarks
 from standards.errors import PermanentError, TransientError
 
 log = structlog.get_logger(__name__)
@@ -32,11 +33,15 @@ def fsync_path(path: Path) -> None:
 
 
 class FilesystemStorage:
-    """Storage in the folder ``root``; refuses new instances when less than ``low_space_bytes`` would be left."""
+    """Storage in the folder ``root``; refuses new instances when ``watermarks`` say that the disk is nearly full.
 
-    def __init__(self, root: Path, *, low_space_bytes: int = 0) -> None:
+    ``recall(key)``, when set, is asked for a file that is not here and answers whether it has put it back.
+    """
+
+    def __init__(self, root: Path, *, watermarks: Watermarks | None = None) -> None:
         self.root = root.absolute()
-        self.low_space_bytes = low_space_bytes
+        self.watermarks = watermarks or Watermarks(Space())
+        self.recall: Callable[[str], bool] | None = None
         self.incoming = self.root / "incoming"
         self._durable: set[Path] = set()
         self._journal_locks = [threading.Lock() for _ in range(64)]
@@ -49,8 +54,8 @@ class FilesystemStorage:
 
     def check_space(self) -> None:
         """Raises: TransientError("storage-full") below the watermark."""
-        free = self.free_bytes()
-        if free < self.low_space_bytes:
+        total, free = self.total_bytes(), self.free_bytes()
+        if self.watermarks.refuses(total, free):
             raise TransientError("storage-full", f"only {free // 1_000_000} MB are free on the storage")
 
     def place(self, incoming: Path, key: str) -> bool:
@@ -74,22 +79,38 @@ class FilesystemStorage:
         return True
 
     def open(self, key: str) -> BinaryIO:
-        """The file at ``key``. Raises: PermanentError("instance-gone")."""
+        """The file at ``key``, fetched back if need be.
+
+        Raises: PermanentError("instance-gone"), TransientError("recall-failed").
+        """
         try:
             return (self.root / key).open("rb")
         except FileNotFoundError:
-            raise PermanentError("instance-gone", f"{key} is not on the storage") from None
+            return self.local_path(key).open("rb")
 
     def local_path(self, key: str) -> Path:
-        """The file at ``key`` as a path of this machine. Raises: PermanentError("instance-gone")."""
+        """The file at ``key`` as a path of this machine, fetched back if need be.
+
+        Raises: PermanentError("instance-gone"), TransientError("recall-failed").
+        """
         path = self.root / key
-        if not path.is_file():
+        if not path.is_file() and not (self.recall is not None and self.recall(key) and path.is_file()):
             raise PermanentError("instance-gone", f"{key} is not on the storage")
         return path
 
     def exists(self, key: str) -> bool:
-        """Whether a file lies at ``key``."""
+        """Whether a file lies at ``key`` now, without fetching it back."""
         return (self.root / key).is_file()
+
+    def set_aside(self, key: str) -> str:
+        """Move the file at ``key`` out of the way for a person to look at, durably; where it lies now."""
+        aside = f"{ASIDE}/{key.removeprefix(STUDIES + '/')}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        target = self.root / aside
+        self._make_durable(target.parent)
+        (self.root / key).rename(target)
+        fsync_path(target.parent)
+        fsync_path((self.root / key).parent)
+        return aside
 
     def remove(self, key: str) -> None:
         """Let go of the file at ``key``, durably; nothing happens when it is gone."""
@@ -139,17 +160,37 @@ class FilesystemStorage:
                 if isinstance(line, dict):
                     yield line
 
-    def study_instance_uids(self) -> Iterator[str]:
-        """Every study that has a folder."""
-        for folder in sorted((self.root / STUDIES).glob("??/*")):
-            if folder.is_dir():
-                yield folder.name
+    def study_instance_uids(self, after: str = "") -> Iterator[str]:
+        """Every study that has a folder, in the order of ``layout.study_key``; those behind the key ``after`` only."""
+        for parent in sorted((self.root / STUDIES).glob("??")):
+            if f"{STUDIES}/{parent.name}" < after[: len(STUDIES) + 3]:
+                continue
+            for folder in sorted(parent.iterdir()):
+                if folder.is_dir() and f"{STUDIES}/{parent.name}/{folder.name}" > after:
+                    yield folder.name
 
     def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
         """The keys of all instances in the study's folder, variants last."""
         folder = self.root / study_key(study_instance_uid)
         keys = [path.relative_to(self.root).as_posix() for path in folder.rglob("*.dcm") if path.is_file()]
         yield from sorted(keys, key=lambda key: (key.split("/")[3] == "variants", key))
+
+    def foreign(self, study_instance_uid: str) -> Iterator[str]:
+        """Whatever lies in the study's folder and is neither an instance nor the journal."""
+        folder = self.root / study_key(study_instance_uid)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix != ".dcm" and path != folder / JOURNAL:
+                yield path.relative_to(self.root).as_posix()
+
+    def half_received(self) -> Iterator[tuple[str, bool]]:
+        """``(name, whether its process lives)`` of each file that is being received, or was when a process ended."""
+        for path in sorted(self.incoming.iterdir()):
+            owner = path.name.split("-", 1)[0]
+            yield path.name, owner.isdigit() and Path(f"/proc/{owner}").exists()
+
+    def total_bytes(self) -> int:
+        """The size of the disk that instances lie on, or are received on."""
+        return shutil.disk_usage(self.root).total
 
     def free_bytes(self) -> int:
         """How many bytes an ordinary process can still write."""
@@ -190,8 +231,6 @@ class FilesystemStorage:
         return error
 
 
-@cache
-def storage() -> FilesystemStorage:
-    """The storage of this process."""
-    settings = config()
-    return FilesystemStorage(settings.storage_root, low_space_bytes=settings.low_space_bytes)
+def storage() -> "FilesystemStorage":
+    """The storage of this process, as its settings say (``stores.storage``, which knows every kind of storage)."""
+    return cast(FilesystemStorage, import_module("pacs_node.storage.stores").storage())

@@ -11,6 +11,8 @@ from standards.uids import validated_uid
 STUDIES = "studies"
 VARIANTS = "variants"
 JOURNAL = "journal.jsonl"
+ASIDE = "aside"
+"""Where damaged and unexplained files wait for a person."""
 
 
 def study_key(study_instance_uid: str) -> str:

@@ -21,13 +21,22 @@ class Storage(Protocol):
         """
 
     def open(self, key: str) -> BinaryIO:
-        """The file at ``key``. Raises: PermanentError("instance-gone")."""
+        """The file at ``key``, seekable, fetched back from another tier if need be.
+
+        Raises: PermanentError("instance-gone"), TransientError("recall-failed", "storage-unreachable").
+        """
 
     def local_path(self, key: str) -> Path:
-        """The file at ``key`` as a path of this machine. Raises: PermanentError("instance-gone")."""
+        """The file at ``key`` as a path of this machine, fetched back from another tier if need be.
+
+        It may go from there after some minutes: open it soon. Raises: as ``open``.
+        """
 
     def exists(self, key: str) -> bool:
-        """Whether a file lies at ``key``."""
+        """Whether a file lies at ``key`` now, without fetching it back."""
+
+    def set_aside(self, key: str) -> str:
+        """Move the file at ``key`` out of the way for a person to look at, durably; where it lies now."""
 
     def remove(self, key: str) -> None:
         """Let go of the file at ``key``, durably; nothing happens when it is gone."""
@@ -38,11 +47,23 @@ class Storage(Protocol):
     def journal(self, study_instance_uid: str) -> Iterator[dict[str, Any]]:
         """The lines of the study's journal, oldest first; a line torn by a crash is left out."""
 
-    def study_instance_uids(self) -> Iterator[str]:
-        """Every study that has a folder."""
+    def study_instance_uids(self, after: str = "") -> Iterator[str]:
+        """Every study that has a folder, in the order of ``layout.study_key``; those behind the key ``after`` only."""
 
     def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
         """The keys of all instances in the study's folder, variants included."""
+
+    def foreign(self, study_instance_uid: str) -> Iterator[str]:
+        """Whatever lies in the study's folder and is neither an instance nor the journal."""
+
+    def half_received(self) -> Iterator[tuple[str, bool]]:
+        """``(name, whether its process lives)`` of each file that is being received, or was when a process ended."""
+
+    def check_space(self) -> None:
+        """Raises: TransientError("storage-full") below the watermark."""
+
+    def total_bytes(self) -> int:
+        """The size of the disk that instances lie on, or are received on."""
 
     def free_bytes(self) -> int:
         """How many bytes can still be written."""

@@ -46,7 +46,7 @@ class NodeProcess:
             "REGIS_NODE_DICOM_PORT": str(self.dicom_port),
             "REGIS_NODE_HTTP_PORT": str(self.http_port),
             "REGIS_NODE_DATABASE_URL": self.database_url,
-            "REGIS_NODE_LOW_SPACE_BYTES": "1000000",
+            "REGIS_NODE_REFUSE_BELOW": "1MB",
             **self.settings,
         }
 

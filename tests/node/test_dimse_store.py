@@ -209,7 +209,7 @@ def test_private_sop_classes_are_not_accepted(node_process: NodeProcess) -> None
 
 
 def test_a_full_disk_is_said_and_nothing_is_kept(make_node: Callable[..., NodeProcess]) -> None:
-    node = make_node(REGIS_NODE_LOW_SPACE_BYTES=str(10**18))
+    node = make_node(REGIS_NODE_REFUSE_BELOW=str(10**18))
     association = associate(node)
     answer = association.send_c_store(ct_instance())
     association.release()

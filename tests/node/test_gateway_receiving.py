@@ -19,6 +19,7 @@ from gateway.keys import is_signed, node_key, public_text, sign
 from gateway.models import IssuedReceipt
 from pacs_node.config import config
 from pacs_node.storage.filesystem import storage
+from pacs_node.storage.watermarks import Space, Watermarks
 from pacs_node.study_index.models import Instance
 from standards import http_signatures
 from standards.digests import Digests, digests
@@ -194,7 +195,7 @@ def test_a_uid_that_is_none_is_refused(tmp_path: Path, uid: str) -> None:
 def test_a_full_disk_is_507_and_the_sender_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = Sent(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(storage(), "low_space_bytes", 1 << 62)
+        patch.setattr(storage(), "watermarks", Watermarks(Space(1 << 62)))
         refused(sent.put(), 507, "storage-full")
     assert sent.put().status_code == 200
 

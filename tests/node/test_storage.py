@@ -7,6 +7,7 @@ import pytest
 
 from pacs_node.storage.filesystem import FilesystemStorage
 from pacs_node.storage.layout import instance_key, is_variant, study_key, variant_key
+from pacs_node.storage.watermarks import Space, Watermarks
 from standards.errors import PermanentError, TransientError
 from standards.uids import new_uid
 
@@ -65,7 +66,7 @@ def test_a_journal_line_torn_by_a_crash_does_not_cost_the_others(store: Filesyst
 
 def test_below_the_watermark_nothing_more_is_taken(tmp_path: Path) -> None:
     with pytest.raises(TransientError, match="storage-full"):
-        FilesystemStorage(tmp_path, low_space_bytes=10**18).new_incoming()
+        FilesystemStorage(tmp_path, watermarks=Watermarks(Space(10**18))).new_incoming()
 
 
 def test_what_a_dead_process_left_is_cleaned_and_what_a_living_one_writes_is_not(store: FilesystemStorage) -> None:
