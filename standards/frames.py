@@ -10,6 +10,8 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from standards import transfer_syntaxes
@@ -98,6 +100,66 @@ def media_type(header: Header) -> str:
     return transfer_syntaxes.frame_media_type(header.transfer_syntax)
 
 
+@dataclass(frozen=True)
+class FrameTable:
+    """Where each frame lies in the plain stream, so that one is found without walking past the others.
+
+    ``places`` are (offset, length) of fragments, ``bounds`` say which of them are whose; native frames need neither.
+    """
+
+    count: int
+    offset: int
+    length: int
+    bits: int
+    swapped: bool
+    places: NDArray[np.uint64] | None = None
+    bounds: NDArray[np.uint32] | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether frames are byte ranges of the plain stream as they are: not words to swap, nor bits to shift."""
+        return self.places is not None or not (self.swapped or self.bits % 8)
+
+    def ranges(self, index: int) -> list[tuple[int, int]]:
+        """(offset, length) of the pieces of frame ``index`` (from 0); for single bits, of the bytes that hold it.
+
+        Raises: PermanentError "no-such-frame", "truncated", "frame-too-large".
+        """
+        if not 0 <= index < self.count:
+            raise PermanentError("no-such-frame", f"frame {index + 1} of {self.count}")
+        if self.places is not None and self.bounds is not None:
+            chosen = self.places[int(self.bounds[index]) : int(self.bounds[index + 1])].tolist()
+            found = [(int(offset), int(length)) for offset, length in chosen]
+        else:
+            begin, end = index * self.bits // 8, -(-(index + 1) * self.bits // 8)
+            if end > self.length:
+                raise PermanentError("truncated", f"frame {index + 1} ends at {end} of {self.length} bytes of pixels")
+            found = [(self.offset + begin, end - begin)]
+        if sum(length for _, length in found) > MAX_FRAME_BYTES and self.bits:
+            raise PermanentError("frame-too-large", f"over {MAX_FRAME_BYTES} bytes")
+        return found
+
+
+def frame_table(plain: BinaryIO, header: Header) -> FrameTable:
+    """The table of an object, from the stream that ``part10.open_plain`` gives. The one stream of a video is frame 0.
+
+    Raises: PermanentError "no-pixel-data", "invalid-image", "truncated", "ambiguous-fragments", "too-many-elements".
+    """
+    if header.pixel_offset is None or header.pixel_length is None:
+        raise PermanentError("no-pixel-data", "the object has no image")
+    if not header.encapsulated:
+        shape = layout(header)
+        swapped = header.pixel_is_words and shape.bits_allocated == 8 and _is_big_endian(header)
+        return FrameTable(shape.frames, header.pixel_offset, header.pixel_length, shape.bits, swapped)
+    is_video = transfer_syntaxes.is_video(header.transfer_syntax)
+    count = 1 if is_video else frame_count(header)
+    frames = _frame_fragments(plain, header, count)
+    places = np.array([place for frame in frames for place in frame], np.uint64).reshape(-1, 2)
+    bounds = np.cumsum([0, *(len(frame) for frame in frames)], dtype=np.uint32)
+    bits = 0 if is_video else 8  # a video is streamed, so it may be long
+    return FrameTable(count, header.pixel_offset, header.pixel_length, bits, False, places, bounds)
+
+
 def frame_bytes(path: Path | str, header: Header, index: int) -> bytes:
     """The stored bytes of frame ``index`` (from 0), without re-encoding; holds one frame in memory at most.
 
@@ -114,36 +176,28 @@ def frame_bytes(path: Path | str, header: Header, index: int) -> bytes:
 
 def read_frame(plain: BinaryIO, header: Header, index: int) -> bytes:
     """:func:`frame_bytes` from the stream that ``part10.open_plain`` gives."""
-    if header.pixel_offset is None or header.pixel_length is None:
-        raise PermanentError("no-pixel-data", "the object has no image")
-    count = frame_count(header)
-    if transfer_syntaxes.is_video(header.transfer_syntax):
-        count = 1
-    if not 0 <= index < count:
-        raise PermanentError("no-such-frame", f"frame {index + 1} of {count}")
-    if header.encapsulated:
-        return _encapsulated_frame(plain, header, index, count)
-    return _native_frame(plain, header, index)
+    return read_from_table(plain, frame_table(plain, header), index)
 
 
-def _native_frame(plain: BinaryIO, header: Header, index: int) -> bytes:
-    bits = layout(header).bits
-    first, last = index * bits, (index + 1) * bits
-    begin, end = first // 8, -(-last // 8)
-    offset, length = header.pixel_offset or 0, header.pixel_length or 0
-    if end > length:
-        raise PermanentError("truncated", f"frame {index + 1} ends at {end}, the pixel data has {length} bytes")
-    if end - begin > MAX_FRAME_BYTES:
-        raise PermanentError("frame-too-large", f"{end - begin} bytes")
-    if header.pixel_is_words and layout(header).bits_allocated == 8 and _is_big_endian(header):
-        raw = _swapped(plain, offset, begin, end)
+def read_from_table(plain: BinaryIO, table: FrameTable, index: int) -> bytes:
+    """:func:`read_frame` with a table made before."""
+    found = table.ranges(index)
+    if sum(length for _, length in found) > MAX_FRAME_BYTES:
+        raise PermanentError("frame-too-large", f"over {MAX_FRAME_BYTES} bytes")
+    if table.places is not None:
+        return _joined(plain, found)
+    offset, length = found[0]
+    begin = offset - table.offset
+    if table.swapped:
+        raw = _swapped(plain, table.offset, begin, begin + length)
     else:
-        plain.seek(offset + begin)
-        raw = plain.read(end - begin)
-    if bits % 8 == 0:
+        plain.seek(offset)
+        raw = plain.read(length)
+    if table.bits % 8 == 0:
         return raw
-    shifted = int.from_bytes(raw, "little") >> (first % 8) & ((1 << bits) - 1)
-    return shifted.to_bytes(-(-bits // 8), "little")
+    first = index * table.bits
+    shifted = int.from_bytes(raw, "little") >> (first % 8) & ((1 << table.bits) - 1)
+    return shifted.to_bytes(-(-table.bits // 8), "little")
 
 
 def _is_big_endian(header: Header) -> bool:
@@ -232,22 +286,12 @@ def _by_end_of_image(
 
 def iter_frames(plain: BinaryIO, header: Header) -> Iterator[bytes]:
     """Every stored frame in order, one in memory at a time; raises as :func:`frame_bytes`."""
-    if not header.encapsulated:
-        for index in range(frame_count(header)):
-            yield read_frame(plain, header, index)
-        return
-    count = 1 if transfer_syntaxes.is_video(header.transfer_syntax) else frame_count(header)
-    for chosen in _frame_fragments(plain, header, count):
-        yield _joined(plain, chosen)
+    table = frame_table(plain, header)
+    for index in range(table.count):
+        yield read_from_table(plain, table, index)
 
 
-def _encapsulated_frame(plain: BinaryIO, header: Header, index: int, count: int) -> bytes:
-    return _joined(plain, _frame_fragments(plain, header, count)[index])
-
-
-def _joined(plain: BinaryIO, chosen: tuple[tuple[int, int], ...]) -> bytes:
-    if sum(length for _, length in chosen) > MAX_FRAME_BYTES:
-        raise PermanentError("frame-too-large", f"over {MAX_FRAME_BYTES} bytes")
+def _joined(plain: BinaryIO, chosen: list[tuple[int, int]]) -> bytes:
     parts = []
     for offset, length in chosen:
         plain.seek(offset)
