@@ -10,7 +10,6 @@ from typing import Any
 import pynetdicom._config
 import pynetdicom.dimse_messages
 from pynetdicom import AE, evt, register_uid
-from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import (
@@ -30,7 +29,7 @@ from pacs_node.config import NodeConfig, config
 from pacs_node.dimse.admission import on_requested
 from pacs_node.dimse.connections import PeerHandler
 from pacs_node.dimse.find import on_find
-from pacs_node.dimse.retrieve import on_get, on_move, send_stored
+from pacs_node.dimse.services import on_established
 from pacs_node.dimse.store import on_store
 from pacs_node.storage.filesystem import storage
 from standards.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -49,16 +48,6 @@ QUERY_RETRIEVE = (
 )
 
 
-class NodeEntity(AE):
-    """An AE whose C-STORE sub-operations send stored files byte for byte."""
-
-    def associate(self, *args: Any, **kwargs: Any) -> Association:
-        """Open an association; datasets that stand for stored files go out as they lie."""
-        association = super().associate(*args, **kwargs)
-        send_stored(association)
-        return association
-
-
 class SharedContexts(list[PresentationContext]):
     """The supported contexts, shared by all associations: copying them, as pynetdicom would, costs 0.2 s each time."""
 
@@ -69,7 +58,6 @@ class SharedContexts(list[PresentationContext]):
 def prepare_pynetdicom() -> None:
     """Process-wide settings: received data sets go to the storage's own folder, no identifiers in logs."""
     pynetdicom._config.STORE_RECV_CHUNKED_DATASET = True
-    pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
     pynetdicom._config.LOG_REQUEST_IDENTIFIERS = False
     pynetdicom._config.LOG_RESPONSE_IDENTIFIERS = False
     pynetdicom.dimse_messages.NamedTemporaryFile = partial(
@@ -81,9 +69,9 @@ def prepare_pynetdicom() -> None:
     logging.getLogger("pynetdicom").setLevel(logging.ERROR)
 
 
-def entity(settings: NodeConfig) -> NodeEntity:
+def entity(settings: NodeConfig) -> AE:
     """The AE with everything it supports."""
-    node = NodeEntity(ae_title=settings.ae_title)
+    node = AE(ae_title=settings.ae_title)
     node.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     node.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     node.maximum_associations = settings.maximum_associations
@@ -118,8 +106,7 @@ class DimseServer:
                 (evt.EVT_C_ECHO, lambda event: 0x0000),
                 (evt.EVT_C_STORE, on_store),
                 (evt.EVT_C_FIND, on_find),
-                (evt.EVT_C_MOVE, on_move),
-                (evt.EVT_C_GET, on_get),
+                (evt.EVT_ESTABLISHED, on_established),
             ],
             server_class=ThreadedAssociationServer,
             request_handler=PeerHandler,

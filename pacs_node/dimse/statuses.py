@@ -19,6 +19,10 @@ NOT_AUTHORISED: Final = 0x0124
 OUT_OF_RESOURCES: Final = 0xA700
 DOES_NOT_MATCH_SOP_CLASS: Final = 0xA900
 CANNOT_UNDERSTAND: Final = 0xC000
+UNABLE_TO_MATCH: Final = 0xA701
+SUBOPERATIONS_FAILED: Final = 0xA702
+MOVE_DESTINATION_UNKNOWN: Final = 0xA801
+SUBOPERATIONS_IMPERFECT: Final = 0xB000
 
 STATUS_OF: Final = {
     "storage-full": OUT_OF_RESOURCES,
@@ -54,8 +58,22 @@ def status_dataset(status: int, comment: str = "") -> Dataset:
     answer = Dataset()
     answer.Status = status
     if comment:
-        answer.ErrorComment = transliterate(comment).replace("\\", "/")[:64]
+        answer.ErrorComment = comment_text(comment)
     return answer
+
+
+def comment_text(comment: str) -> str:
+    """``comment`` as an Error Comment can carry it."""
+    return transliterate(comment).replace("\\", "/")[:64]
+
+
+def retrieve_status_of(error: RegisError) -> int:
+    """The status of a C-MOVE or C-GET that is refused before its first sub-operation. Source: PS3.4 C.4.2.1.5"""
+    if error.code == "move-destination-unknown":
+        return MOVE_DESTINATION_UNKNOWN
+    if error.code == "invalid-uid":
+        return DOES_NOT_MATCH_SOP_CLASS
+    return UNABLE_TO_MATCH if isinstance(error, TransientError) else status_of(error)
 
 
 def refusal(error: RegisError) -> Dataset:

@@ -1,0 +1,204 @@
+"""C-STORE as SCU: stored files go out byte for byte in flat memory; transcoded only where the peer refuses them."""
+
+import io
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+import structlog
+
+from pacs_node.config import config
+from pacs_node.dimse.channel import Channel, Context
+from pacs_node.dimse.transcode import transcoded
+from pacs_node.storage.filesystem import storage
+from standards import upper_layer
+from standards.errors import PermanentError, TransientError
+from standards.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+
+log = structlog.get_logger(__name__)
+
+FALLBACKS: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+"""What a peer that refuses the stored syntax is offered, best first."""
+
+_META_BYTES: Final = 1 << 16
+_BUFFER_BYTES: Final = 1 << 20
+_LOOK_UP_EVERY_BYTES: Final = 16 << 20
+_WARNINGS: Final = range(0xB000, 0xC000)
+_OTHER_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
+_transcoding = threading.BoundedSemaphore(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the index knows of an instance that is to be sent."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    path: str
+    is_released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How a sub-operation ended: the peer's status, what to say of it, and what was done to the object on the way."""
+
+    status: int
+    comment: str = ""
+    conversion: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """``completed``, ``warning`` or ``failed``."""
+        if self.status == 0:
+            return "completed"
+        return "warning" if self.status in _WARNINGS or self.status in _OTHER_WARNINGS else "failed"
+
+
+class Cancelled(Exception):
+    """The one who asked wants no more; the association that was sending is aborted, as an object cannot be unsent."""
+
+
+def send_stored(
+    channel: Channel,
+    stored: Stored,
+    *,
+    originator: tuple[str, int] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> Sent:
+    """Send one instance and wait for the answer. What cannot be sent is a ``Sent`` that failed, with its reason.
+
+    ``originator``: AE title and message id of the C-MOVE that asked. ``is_cancelled`` is asked within large objects.
+
+    Raises: TransientError when the association is over (``Channel``), Cancelled.
+    """
+    if stored.is_released:
+        return Sent(_GONE, "instance-gone: this node has let go of the file")
+    try:
+        file = storage().open(stored.path)
+    except PermanentError as error:
+        log.error("instance-gone", sop_instance_uid=stored.sop_instance_uid, detail=error.detail)
+        return Sent(_GONE, str(error))
+    with file:
+        try:
+            start, syntax = _meta(file)
+            context = channel.accepts(stored.sop_class_uid, syntax)
+            if context is not None:
+                return _send(channel, context, stored, file, start, originator, is_cancelled)
+            return _send_transcoded(channel, stored, file, syntax, originator, is_cancelled)
+        except PermanentError as error:
+            log.error(
+                "instance-not-sent", code=error.code, detail=error.detail, sop_instance_uid=stored.sop_instance_uid
+            )
+            return Sent(_NOT_POSSIBLE, str(error))
+
+
+_GONE: Final = 0x0112
+_NOT_POSSIBLE: Final = 0x0110
+
+
+def _meta(file: BinaryIO) -> tuple[int, str]:
+    """Where the data set begins, and its transfer syntax as the file has it: it may have been recompressed just now."""
+    head = file.read(_META_BYTES)
+    if head[128:132] != b"DICM":
+        raise PermanentError("storage-damaged", "no DICM after a preamble of 128 bytes")
+    position, syntax = 132, ""
+    while head[position : position + 2] == b"\x02\x00" and position + 12 <= len(head):
+        is_long = head[position + 4 : position + 6] in (b"OB", b"UN", b"OW", b"SQ", b"UT")
+        (length,) = struct.unpack_from("<L" if is_long else "<H", head, position + (8 if is_long else 6))
+        value = position + (12 if is_long else 8)
+        if head[position + 2 : position + 4] == b"\x10\x00":
+            syntax = head[value : value + length].decode("ascii", "replace").strip("\0 ")
+        position = value + length
+    if not syntax or position > len(head):
+        raise PermanentError("storage-damaged", "the file meta group cannot be read")
+    return position, syntax
+
+
+def _send_transcoded(
+    channel: Channel,
+    stored: Stored,
+    file: BinaryIO,
+    syntax: str,
+    originator: tuple[str, int] | None,
+    is_cancelled: Callable[[], bool] | None,
+) -> Sent:
+    contexts = [channel.accepts(stored.sop_class_uid, fallback) for fallback in FALLBACKS]
+    context = next((context for context in contexts if context is not None), None)
+    if context is None:
+        raise PermanentError("syntax-refused", f"the peer takes it neither as {syntax} nor uncompressed")
+    with _transcoding, transcoded(file, context.transfer_syntax, folder=config().data_dir) as (plain, done):
+        sent = _send(channel, context, stored, plain, 0, originator, is_cancelled)
+    log.info("instance-transcoded", sop_instance_uid=stored.sop_instance_uid, conversion=done, status=sent.status)
+    return Sent(sent.status, sent.comment, done)
+
+
+def _send(
+    channel: Channel,
+    context: Context,
+    stored: Stored,
+    file: BinaryIO,
+    start: int,
+    originator: tuple[str, int] | None,
+    is_cancelled: Callable[[], bool] | None,
+) -> Sent:
+    message_id = channel.next_message_id()
+    command = {
+        "CommandField": upper_layer.C_STORE_RQ,
+        "MessageID": message_id,
+        "Priority": 0,
+        "AffectedSOPClassUID": stored.sop_class_uid,
+        "AffectedSOPInstanceUID": stored.sop_instance_uid,
+        "CommandDataSetType": upper_layer.DATASET_FOLLOWS,
+    }
+    if originator is not None:
+        command["MoveOriginatorApplicationEntityTitle"], command["MoveOriginatorMessageID"] = originator
+    request = upper_layer.message(context.context_id, command, channel.largest_pdu)
+    _send_dataset(channel, context.context_id, request, file, start, is_cancelled)
+    answer = channel.receive()
+    if (
+        answer.field != upper_layer.C_STORE_RQ | upper_layer.RESPONSE
+        or answer.command.get("MessageIDBeingRespondedTo") != message_id
+    ):
+        channel.abort(upper_layer.UNEXPECTED_PDU)
+        raise TransientError("protocol-error", "the peer answered something else than what it was asked")
+    return Sent(int(answer.command.get("Status", _NOT_POSSIBLE)), str(answer.command.get("ErrorComment", "")))
+
+
+def _send_dataset(
+    channel: Channel,
+    context_id: int,
+    request: bytes,
+    file: BinaryIO,
+    start: int,
+    is_cancelled: Callable[[], bool] | None,
+) -> None:
+    """The command and the file from ``start`` on, in one system call a megabyte."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    step = upper_layer.fragment_bytes(channel.largest_pdu, _BUFFER_BYTES)
+    buffer = bytearray(min(max(step, _BUFFER_BYTES - _BUFFER_BYTES % step), max(end - start, 1)))
+    view, position, looked = memoryview(buffer), start, start
+    pieces: list[bytes | memoryview] = [request]
+    while True:
+        wanted = min(len(buffer), end - position)
+        if file.readinto(view[:wanted]) != wanted:  # type: ignore[attr-defined]
+            channel.abort()
+            raise TransientError("storage-damaged", "the file became shorter while it was sent")
+        for at in range(0, max(wanted, 1), step):
+            piece = view[at : min(at + step, wanted)]
+            is_last = position + at + len(piece) == end
+            pieces.append(upper_layer.pdv_header(context_id, len(piece), is_command=False, is_last=is_last))
+            pieces.append(piece)
+        channel.send_bytes(pieces)
+        pieces = []
+        position += wanted
+        if position >= end:
+            return
+        if is_cancelled is not None and position - looked >= _LOOK_UP_EVERY_BYTES:
+            looked = position
+            if is_cancelled():
+                channel.abort(source=0)
+                raise Cancelled

@@ -1,0 +1,102 @@
+"""An object for a peer that refuses its stored encoding: decoded, never compressed anew; nothing is lost on the way."""
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO, Final, cast
+
+from standards import transfer_syntaxes
+from standards.errors import PermanentError
+from standards.part10 import read_header, write_file_meta
+from standards.transcoding import as_explicit
+
+_LONG: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_COPIED_WHOLE: Final = 1 << 20
+
+
+@contextmanager
+def transcoded(file: BinaryIO, target: str, *, folder: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """The data set of a Part 10 ``file`` in ``target`` (Explicit or Implicit VR Little Endian), without file meta, as
+    a temporary file in ``folder``; and in words what was done. One frame at a time is in memory.
+
+    Raises: PermanentError "cannot-decode", "cannot-transcode", and those of ``part10.read_header``.
+    """
+    file.seek(0)
+    header = read_header(file, required=("SOPClassUID", "SOPInstanceUID"))
+    explicit = as_explicit(file, header)
+    done = f"{'decoded' if header.encapsulated else 'rewritten'} from {header.transfer_syntax} to {target}"
+    if header.encapsulated and transfer_syntaxes.is_lossy(header.transfer_syntax):
+        done += ", lossy before"
+    meta = len(
+        write_file_meta(header.sop_class_uid, header.sop_instance_uid, transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN)
+    )
+    with tempfile.TemporaryFile(dir=folder) as first:
+        skipped = 0
+        for chunk in explicit.chunks:
+            here = chunk[max(0, meta - skipped) :] if skipped < meta else chunk
+            skipped += len(chunk)
+            first.write(here)
+        first.seek(0)
+        if target == transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN:
+            yield cast(BinaryIO, first), done
+            return
+        with tempfile.TemporaryFile(dir=folder) as second:
+            _write_implicit(first, second, explicit.length - meta)
+            second.seek(0)
+            yield cast(BinaryIO, second), done
+
+
+def _write_implicit(explicit: IO[bytes], implicit: IO[bytes], length: int) -> None:
+    """Every element without its VR. The input is ours: every length is defined, so no item needs a delimiter."""
+    position = 0
+    while position < length:
+        head, vr, size, wide = _head(explicit.read(8))
+        if wide:
+            size = struct.unpack("<L", explicit.read(4))[0]
+        position += (12 if wide else 8) + size
+        if vr == b"SQ":
+            body = _items(explicit.read(size))
+            implicit.write(head + struct.pack("<L", len(body)) + body)
+            continue
+        implicit.write(head + struct.pack("<L", size))
+        while size:
+            chunk = explicit.read(min(size, _COPIED_WHOLE))
+            if not chunk:
+                raise PermanentError("truncated", "the rewritten object breaks off")
+            implicit.write(chunk)
+            size -= len(chunk)
+
+
+def _head(raw: bytes) -> tuple[bytes, bytes, int, bool]:
+    """Tag, VR, and where it has one the short length; and whether the length follows in four bytes more."""
+    vr = raw[4:6]
+    return raw[:4], vr, struct.unpack("<H", raw[6:8])[0], vr in _LONG
+
+
+def _items(raw: bytes) -> bytes:
+    """The items of a sequence, with their elements without VR."""
+    position, parts = 0, []
+    while position < len(raw):
+        size = struct.unpack_from("<L", raw, position + 4)[0]
+        body = _elements(raw[position + 8 : position + 8 + size])
+        parts.append(raw[position : position + 4] + struct.pack("<L", len(body)) + body)
+        position += 8 + size
+    return b"".join(parts)
+
+
+def _elements(raw: bytes) -> bytes:
+    position, parts = 0, []
+    while position < len(raw):
+        head, vr, size, wide = _head(raw[position : position + 8])
+        position += 8
+        if wide:
+            size = struct.unpack_from("<L", raw, position)[0]
+            position += 4
+        value = raw[position : position + size]
+        position += size
+        if vr == b"SQ":
+            value = _items(value)
+        parts.append(head + struct.pack("<L", len(value)) + value)
+    return b"".join(parts)
