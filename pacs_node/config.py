@@ -4,7 +4,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from standards.errors import PermanentError
+from standards.sop_classes import STORAGE_SOP_CLASSES
+from standards.uids import validated_uid
 
 
 class NodeConfig(BaseSettings):
@@ -22,6 +27,16 @@ class NodeConfig(BaseSettings):
     https_port: int = 0
     dicom_host: str = "127.0.0.1"
     dicom_port: int = 11112
+    """The plain DICOM port; 0: TLS alone."""
+    dicom_tls_port: int = 0
+    dicom_tls_certificate: Path | None = None
+    dicom_tls_key: Path | None = None
+    dicom_tls_ca: Path | None = None
+    """The authority (PEM) whose certificates peers must show, and that the node trusts when it calls by TLS."""
+    dicom_tls_check_host: bool = True
+    """Whether a certificate must also name the host that the node calls."""
+    private_sop_classes: str = ""
+    """UIDs, parted by commas, of private storage SOP classes that are taken in besides those of the standard."""
     browser_url: str = ""
     """How browsers of the site reach the node; default ``http://{http_host}:{http_port}``."""
     federation_url: str = ""
@@ -82,6 +97,14 @@ class NodeConfig(BaseSettings):
     vendor_dir: Path = Path("var/vendor")
     debug: bool = False
 
+    @field_validator("private_sop_classes")
+    @classmethod
+    def _are_uids(cls, value: str) -> str:
+        try:
+            return ",".join(validated_uid(uid.strip()) for uid in value.split(",") if uid.strip())
+        except PermanentError as error:
+            raise ValueError(str(error)) from error
+
     @property
     def storage_root(self) -> Path:
         """The folder that instances are stored under."""
@@ -96,6 +119,12 @@ class NodeConfig(BaseSettings):
     def peer_url(self) -> str:
         """How other nodes reach the node."""
         return self.federation_url or f"https://{self.http_host}:{self.https_port}"
+
+
+@cache
+def storage_sop_classes() -> frozenset[str]:
+    """The SOP classes that this node takes in: those of the standard, and the private ones it is told of."""
+    return frozenset(STORAGE_SOP_CLASSES) | frozenset(config().private_sop_classes.split(",")) - {""}
 
 
 @cache

@@ -13,12 +13,10 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.transport import AssociationSocket, RequestHandler
 
+from pacs_node.config import storage_sop_classes
 from pacs_node.dimse.statuses import SOP_CLASS_NOT_SUPPORTED
-from standards.sop_classes import STORAGE_SOP_CLASSES
 
 log = structlog.get_logger(__name__)
-
-_STORABLE = frozenset(STORAGE_SOP_CLASSES)
 
 LARGEST_PDU_BYTES = 4 << 20
 """More than any sane peer sends whatever was negotiated; a PDU can announce 4 GiB."""
@@ -80,7 +78,7 @@ def _refusing_other_classes(association: Association, serve: Callable[[Any, int]
     """pynetdicom aborts on a C-STORE of a class that is none; one broken object must not stop the rest of its study."""
 
     def wrapped(message: Any, context_id: int) -> None:
-        if not isinstance(message, C_STORE) or str(message.AffectedSOPClassUID) in _STORABLE:
+        if not isinstance(message, C_STORE) or str(message.AffectedSOPClassUID) in storage_sop_classes():
             serve(message, context_id)
             return
         log.warning("instance-refused", code="sop-class-not-supported", calling_ae_title=association.requestor.ae_title)

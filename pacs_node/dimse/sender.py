@@ -1,7 +1,6 @@
 """C-STORE as SCU: stored files go out byte for byte in flat memory; transcoded only where the peer refuses them."""
 
 import io
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import structlog
 
 from pacs_node.config import config
 from pacs_node.dimse.channel import Channel, Context
-from pacs_node.dimse.transcode import transcoded
+from pacs_node.dimse.transcode import dataset_extent, transcoded
 from pacs_node.storage.filesystem import storage
 from standards import upper_layer
 from standards.errors import PermanentError, TransientError
@@ -22,7 +21,6 @@ log = structlog.get_logger(__name__)
 FALLBACKS: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 """What a peer that refuses the stored syntax is offered, best first."""
 
-_META_BYTES: Final = 1 << 16
 _BUFFER_BYTES: Final = 1 << 20
 _LOOK_UP_EVERY_BYTES: Final = 16 << 20
 _WARNINGS: Final = range(0xB000, 0xC000)
@@ -83,7 +81,7 @@ def send_stored(
         return Sent(_GONE, str(error))
     with file:
         try:
-            start, syntax = _meta(file)
+            start, syntax = dataset_extent(file)
             context = channel.accepts(stored.sop_class_uid, syntax)
             if context is not None:
                 return _send(channel, context, stored, file, start, originator, is_cancelled)
@@ -99,24 +97,6 @@ _GONE: Final = 0x0112
 _NOT_POSSIBLE: Final = 0x0110
 
 
-def _meta(file: BinaryIO) -> tuple[int, str]:
-    """Where the data set begins, and its transfer syntax as the file has it: it may have been recompressed just now."""
-    head = file.read(_META_BYTES)
-    if head[128:132] != b"DICM":
-        raise PermanentError("storage-damaged", "no DICM after a preamble of 128 bytes")
-    position, syntax = 132, ""
-    while head[position : position + 2] == b"\x02\x00" and position + 12 <= len(head):
-        is_long = head[position + 4 : position + 6] in (b"OB", b"UN", b"OW", b"SQ", b"UT")
-        (length,) = struct.unpack_from("<L" if is_long else "<H", head, position + (8 if is_long else 6))
-        value = position + (12 if is_long else 8)
-        if head[position + 2 : position + 4] == b"\x10\x00":
-            syntax = head[value : value + length].decode("ascii", "replace").strip("\0 ")
-        position = value + length
-    if not syntax or position > len(head):
-        raise PermanentError("storage-damaged", "the file meta group cannot be read")
-    return position, syntax
-
-
 def _send_transcoded(
     channel: Channel,
     stored: Stored,
@@ -129,8 +109,8 @@ def _send_transcoded(
     context = next((context for context in contexts if context is not None), None)
     if context is None:
         raise PermanentError("syntax-refused", f"the peer takes it neither as {syntax} nor uncompressed")
-    with _transcoding, transcoded(file, context.transfer_syntax, folder=config().data_dir) as (plain, done):
-        sent = _send(channel, context, stored, plain, 0, originator, is_cancelled)
+    with _transcoding, transcoded(file, context.transfer_syntax, folder=config().data_dir) as (plain, start, done):
+        sent = _send(channel, context, stored, plain, start, originator, is_cancelled)
     log.info("instance-transcoded", sop_instance_uid=stored.sop_instance_uid, conversion=done, status=sent.status)
     return Sent(sent.status, sent.comment, done)
 

@@ -25,7 +25,7 @@ from pynetdicom.sop_class import (
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
-from pacs_node.config import NodeConfig, config
+from pacs_node.config import NodeConfig, config, storage_sop_classes
 from pacs_node.dimse.admission import on_requested
 from pacs_node.dimse.connections import PeerHandler
 from pacs_node.dimse.find import on_find
@@ -33,7 +33,6 @@ from pacs_node.dimse.services import on_established
 from pacs_node.dimse.store import on_store
 from pacs_node.storage.filesystem import storage
 from standards.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from standards.sop_classes import STORAGE_SOP_CLASSES
 from standards.transfer_syntaxes import STORAGE_TRANSFER_SYNTAXES
 
 UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"]
@@ -63,7 +62,7 @@ def prepare_pynetdicom() -> None:
     pynetdicom.dimse_messages.NamedTemporaryFile = partial(
         NamedTemporaryFile, dir=storage().incoming, prefix=f"{os.getpid()}-"
     )
-    for uid in STORAGE_SOP_CLASSES:
+    for uid in sorted(storage_sop_classes()):
         if uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, f"Storage_{uid.replace('.', '_')}", StorageServiceClass)
     logging.getLogger("pynetdicom").setLevel(logging.ERROR)
@@ -81,7 +80,7 @@ def entity(settings: NodeConfig) -> AE:
     node.add_supported_context(Verification, UNCOMPRESSED)
     for uid in QUERY_RETRIEVE:
         node.add_supported_context(uid, UNCOMPRESSED)
-    for uid in STORAGE_SOP_CLASSES:
+    for uid in sorted(storage_sop_classes()):
         node.add_supported_context(uid, list(STORAGE_TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
     return node
 

@@ -9,17 +9,36 @@ from typing import IO, BinaryIO, Final, cast
 
 from standards import transfer_syntaxes
 from standards.errors import PermanentError
-from standards.part10 import read_header, write_file_meta
+from standards.part10 import read_header
 from standards.transcoding import as_explicit
 
 _LONG: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _COPIED_WHOLE: Final = 1 << 20
+_META_BYTES: Final = 1 << 16
+
+
+def dataset_extent(file: IO[bytes]) -> tuple[int, str]:
+    """Where the data set begins, and its transfer syntax as the file has it: it may have been recompressed just now."""
+    head = file.read(_META_BYTES)
+    if head[128:132] != b"DICM":
+        raise PermanentError("storage-damaged", "no DICM after a preamble of 128 bytes")
+    position, syntax = 132, ""
+    while head[position : position + 2] == b"\x02\x00" and position + 12 <= len(head):
+        is_long = head[position + 4 : position + 6] in (b"OB", b"UN", b"OW", b"SQ", b"UT")
+        (length,) = struct.unpack_from("<L" if is_long else "<H", head, position + (8 if is_long else 6))
+        value = position + (12 if is_long else 8)
+        if head[position + 2 : position + 4] == b"\x10\x00":
+            syntax = head[value : value + length].decode("ascii", "replace").strip("\0 ")
+        position = value + length
+    if not syntax or position > len(head):
+        raise PermanentError("storage-damaged", "the file meta group cannot be read")
+    return position, syntax
 
 
 @contextmanager
-def transcoded(file: BinaryIO, target: str, *, folder: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """The data set of a Part 10 ``file`` in ``target`` (Explicit or Implicit VR Little Endian), without file meta, as
-    a temporary file in ``folder``; and in words what was done. One frame at a time is in memory.
+def transcoded(file: BinaryIO, target: str, *, folder: Path) -> Iterator[tuple[BinaryIO, int, str]]:
+    """A Part 10 ``file`` in ``target`` (Explicit or Implicit VR Little Endian) as a temporary file in ``folder``, where
+    its data set begins there, and in words what was done. One frame at a time is in memory.
 
     Raises: PermanentError "cannot-decode", "cannot-transcode", and those of ``part10.read_header``.
     """
@@ -29,23 +48,18 @@ def transcoded(file: BinaryIO, target: str, *, folder: Path) -> Iterator[tuple[B
     done = f"{'decoded' if header.encapsulated else 'rewritten'} from {header.transfer_syntax} to {target}"
     if header.encapsulated and transfer_syntaxes.is_lossy(header.transfer_syntax):
         done += ", lossy before"
-    meta = len(
-        write_file_meta(header.sop_class_uid, header.sop_instance_uid, transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN)
-    )
     with tempfile.TemporaryFile(dir=folder) as first:
-        skipped = 0
         for chunk in explicit.chunks:
-            here = chunk[max(0, meta - skipped) :] if skipped < meta else chunk
-            skipped += len(chunk)
-            first.write(here)
+            first.write(chunk)
         first.seek(0)
+        start, _ = dataset_extent(first)
         if target == transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN:
-            yield cast(BinaryIO, first), done
+            yield cast(BinaryIO, first), start, done
             return
         with tempfile.TemporaryFile(dir=folder) as second:
-            _write_implicit(first, second, explicit.length - meta)
-            second.seek(0)
-            yield cast(BinaryIO, second), done
+            first.seek(start)
+            _write_implicit(first, second, explicit.length - start)
+            yield cast(BinaryIO, second), 0, done
 
 
 def _write_implicit(explicit: IO[bytes], implicit: IO[bytes], length: int) -> None:

@@ -55,6 +55,38 @@ def test_every_storage_class_and_syntax_is_listed_once_and_valid() -> None:
     assert sop_class_name("1.2.840.10008.5.1.4.1.1.2") == "CT Image Storage"
 
 
+TABLE_B_5 = """
+    1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 2.3 2.4 2.5 3 3.1 4 4.1 4.2 4.3 4.4 5 6 6.1 6.2 6.3 7 7.1 7.2 7.3 7.4
+    9.1.1 9.1.2 9.1.3 9.1.4 9.2.1 9.3.1 9.4.1 9.4.2 9.5.1 9.6.1 9.6.2 9.7.1 9.7.2 9.7.3 9.7.4 9.8.1 9.100.1 9.100.2
+    11.1 11.2 11.3 11.4 11.5 11.6 11.7 11.8 11.9 11.10 11.11 11.12 12.1 12.1.1 12.2 12.2.1 12.3 13.1.1 13.1.2 13.1.3
+    13.1.4 13.1.5 14.1 14.2 20 30 66 66.1 66.2 66.3 66.4 66.5 66.6 66.7 66.8 67 68.1 68.2 77.1.1 77.1.1.1 77.1.2
+    77.1.2.1 77.1.3 77.1.4 77.1.4.1 77.1.5.1 77.1.5.2 77.1.5.3 77.1.5.4 77.1.5.5 77.1.5.6 77.1.5.7 77.1.5.8 77.1.6
+    77.1.7 77.1.8 77.1.9 78.1 78.2 78.3 78.4 78.5 78.6 78.7 78.8 79.1 80.1 81.1 82.1 88.11 88.22 88.33 88.34 88.35 88.40
+    88.50 88.59 88.65 88.67 88.68 88.69 88.70 88.71 88.72 88.73 88.74 88.75 88.76 88.77 90.1 91.1 104.1 104.2 104.3
+    104.4 104.5 128 128.1 130 131 200.2 200.8 201.1 481.1 481.2 481.3 481.4 481.5 481.6 481.7 481.8 481.9 481.10 481.11
+    481.12 481.13 481.14 481.15 481.16 481.17 481.18 481.19 481.20 481.21 481.22 481.23 481.24 481.25 601.5"""
+FILE_SYNTAXES = """
+    1 1.98 1.99 2 4.50 4.51 4.57 4.70 4.80 4.81 4.90 4.91 4.100 4.101 4.102 4.103 4.104 4.105 4.106 4.107 4.108
+    4.110 4.111 4.112 4.201 4.202 4.203 5 8.1"""
+
+
+@pytest.mark.parametrize("tail", TABLE_B_5.split())
+def test_every_class_of_table_b_5_is_stored_and_has_a_name(tail: str) -> None:
+    uid = f"1.2.840.10008.5.1.4.1.1.{tail}"
+    assert uid in STORAGE_SOP_CLASSES
+    assert sop_class_name(uid) != uid
+
+
+@pytest.mark.parametrize("tail", FILE_SYNTAXES.split())
+def test_every_transfer_syntax_of_a_file_is_stored(tail: str) -> None:
+    assert f"1.2.840.10008.1.2.{tail}" in STORAGE_TRANSFER_SYNTAXES
+
+
+@pytest.mark.parametrize("tail", ["4.94", "4.95", "4.204", "4.205", "6.1", "6.2", "7.1"])
+def test_a_reference_to_pixels_elsewhere_or_a_stream_is_no_file(tail: str) -> None:
+    assert f"1.2.840.10008.1.2.{tail}" not in STORAGE_TRANSFER_SYNTAXES
+
+
 @pytest.mark.parametrize(
     ("uid", "encapsulated", "lossy", "video"),
     [
