@@ -32,6 +32,11 @@ def is_ours(transfer_syntax: str, shape: FrameLayout) -> bool:
     return transfer_syntax in _PROGRESSIVE
 
 
+def has_codec(transfer_syntax: str) -> bool:
+    """Whether frames in this transfer syntax are ever decoded here."""
+    return transfer_syntax in (*_LOSSLESS, *_PROGRESSIVE, transfer_syntaxes.JPEG_EXTENDED)
+
+
 class _Decoder:
     """One worker process, started when first needed and again after it died; one frame at a time."""
 

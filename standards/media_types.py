@@ -4,7 +4,7 @@ Source: RFC 9110 12.5.1
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -150,6 +150,74 @@ def frame_offers(stored_syntax: str, decodable: bool) -> list[Offer]:
     if decodable and stored_syntax != transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN:
         offers.append(Offer(OCTET_STREAM, transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, multipart=True))
     return offers
+
+
+@dataclass(frozen=True)
+class InstanceChoice:
+    """How Part 10 files are given: as parts or one by itself, and for each stored transfer syntax the one to send.
+
+    Stored syntaxes that have no acceptable form are not in ``syntaxes``. ``strict``: the client named what it wants, so
+    an object that cannot be brought into that form is not to be sent in another one.
+    """
+
+    multipart: bool
+    syntaxes: Mapping[str, str]
+    strict: bool
+
+
+def instance_choice(
+    accept: str | None, stored: Iterable[str], *, single: bool, transcodable: Callable[[str], bool]
+) -> InstanceChoice | None:
+    """How to answer a request for ``application/dicom``; None is 406.
+
+    A range without a transfer syntax means Explicit VR Little Endian, or what is stored where that is lossy already or
+    has no uncompressed form here. ``*`` means as stored. ``single`` says that one instance can come by itself.
+    Source: PS3.18 8.7.3.5.2
+    """
+    syntaxes = sorted(set(stored))
+    ranges = parse(accept) if accept and accept.strip() else [MediaType("*/*")]
+    wanted = sorted((item for item in ranges if item.q > 0), key=lambda item: -item.q)
+    for multipart in _forms(wanted, single):
+        fitting = [item for item in wanted if _is_dicom(item, multipart)]
+        chosen = {}
+        for syntax in syntaxes:
+            for item in fitting:
+                given = _given(item.parameter("transfer-syntax"), syntax, transcodable)
+                if given:
+                    chosen[syntax] = given
+                    break
+        if chosen:
+            named = all(item.parameter("transfer-syntax") not in ("", "*") for item in fitting)
+            return InstanceChoice(multipart, chosen, named)
+    return None
+
+
+def _forms(wanted: Sequence[MediaType], single: bool) -> list[bool]:
+    forms: list[bool] = []
+    for item in wanted:
+        by_itself = item.type in (DICOM, "application/*")
+        if by_itself and single and False not in forms:
+            forms.append(False)
+        if not by_itself and True not in forms:
+            forms.append(True)
+    return forms
+
+
+def _is_dicom(item: MediaType, multipart: bool) -> bool:
+    if item.type == "*/*":
+        return multipart
+    return (item.type == MULTIPART_RELATED) == multipart and _type_fits(item.inner or "*/*", DICOM)
+
+
+def _given(asked: str, stored: str, transcodable: Callable[[str], bool]) -> str:
+    explicit = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
+    if asked in ("*", stored):
+        return stored
+    if asked == explicit:
+        return explicit if transcodable(stored) else ""
+    if asked:
+        return ""
+    return stored if transfer_syntaxes.is_lossy(stored) or not transcodable(stored) else explicit
 
 
 def content_type(offer: Offer, boundary: str = "") -> str:

@@ -168,11 +168,16 @@ def new_boundary() -> str:
     return f"regis-{uuid.uuid4().hex}"
 
 
+def framed(headers: Mapping[str, str], boundary: str, *, first: bool) -> list[bytes]:
+    """What goes before the body of a part: the boundary and its headers, as one piece in a list."""
+    lines = [f"--{boundary}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    return [(b"" if first else b"\r\n") + "\r\n".join(lines).encode("latin-1")]
+
+
 def encode_related(parts: Iterable[OutgoingPart], boundary: str) -> Iterator[bytes]:
     """The bytes of a multipart/related message in pieces; without parts only the closing boundary."""
     for part in parts:
-        head = [f"--{boundary}", *(f"{name}: {value}" for name, value in part.headers.items()), "", ""]
-        yield "\r\n".join(head).encode("latin-1")
+        yield from framed(part.headers, boundary, first=True)
         if isinstance(part.body, bytes):
             yield part.body
         else:

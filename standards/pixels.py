@@ -50,6 +50,13 @@ def decode_stored(stored: bytes, header: Header) -> Frame:
     return decode_with_colour_space(stored, header)[0]
 
 
+def can_decode(transfer_syntax: str) -> bool:
+    """Whether frames in this transfer syntax can be decoded here at all; a single broken one still may not."""
+    if not transfer_syntaxes.is_encapsulated(transfer_syntax):
+        return True
+    return transfer_syntax in _PLUGINS or transfer_syntax in _FRAMES_AS_NATIVE or jpeg.has_codec(transfer_syntax)
+
+
 def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]:
     """:func:`decode_stored` with the photometric interpretation the array really has."""
     shape = layout(header)

@@ -9,7 +9,7 @@ Source: PS3.5 7.1.2, A.2, A.4; PS3.3 C.7.6.1.1.5
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from pydicom.datadict import dictionary_VR
@@ -212,12 +212,12 @@ def _resolved(vr: str, dataset: Dataset) -> str:
         return vr
     if "OW" in vr:
         return "OW"
-    sign = dataset.get_item(0x00280103)
+    sign: Any = dataset.get_item(0x00280103)
     return "SS" if isinstance(sign, RawDataElement) and (sign.value or b"").strip(b"\0") else "US"
 
 
 def _element(plain: BinaryIO, dataset: Dataset, tag: BaseTag, little: bool) -> bytes:
-    item = dataset.get_item(tag)
+    item: Any = dataset.get_item(tag)
     if isinstance(item, RawDataElement):
         vr = _resolved(item.VR or "UN", dataset)
         raw = bytes(item.value or b"")

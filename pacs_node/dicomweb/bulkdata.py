@@ -1,41 +1,36 @@
 """WADO-RS: the long binary values that metadata names by BulkDataURI. Source: PS3.18 10.4.1.1.5"""
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
-from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseBase
 from django.views.decorators.http import require_GET
 from pydicom.dataset import Dataset
 
 from pacs_node.dicomweb.permissions import Reach, guarded
 from pacs_node.dicomweb.qido import service_root
-from pacs_node.dicomweb.wado import IMMUTABLE, cached, etag_of, existing, header_of, not_modified, path_of
-from pacs_node.storage.filesystem import storage
-from pacs_node.study_index.models import Instance
+from pacs_node.dicomweb.retrieval import (
+    IMMUTABLE,
+    cached,
+    etag_of,
+    existing,
+    header_of,
+    not_modified,
+    path_of,
+    plain_source,
+    table_of,
+)
+from pacs_node.dicomweb.segments import FileRange, Segment, Segments, SegmentsResponse, ranged
+from pacs_node.dicomweb.wado import stored_frame
 from standards.errors import PermanentError
-from standards.frames import iter_frames, media_type
+from standards.frames import media_type
 from standards.media_types import OCTET_STREAM, Offer, content_type, negotiate
-from standards.multipart import OutgoingPart, encode_related, new_boundary
-from standards.part10 import Header, open_plain, text
+from standards.multipart import framed, new_boundary
+from standards.part10 import Header, text
 
-_CHUNK: Final = 1 << 18
 _PATH: Final = re.compile(r"[0-9A-F]{8}(/\d{1,6}/[0-9A-F]{8})*")
 _PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _DOCUMENT: Final = 0x00420011
-
-
-def _range(instance: Instance, header: Header, offset: int, length: int) -> Iterator[bytes]:
-    with storage().open(instance.path) as file, open_plain(file, header) as plain:
-        plain.seek(offset)
-        while length > 0 and (chunk := plain.read(min(_CHUNK, length))):
-            length -= len(chunk)
-            yield chunk
-
-
-def _frames(instance: Instance, header: Header) -> Iterator[bytes]:
-    with storage().open(instance.path) as file, open_plain(file, header) as plain:
-        yield from iter_frames(plain, header)
 
 
 def _kept(header: Header, path: str) -> bytes:
@@ -53,6 +48,11 @@ def _kept(header: Header, path: str) -> bytes:
     return value
 
 
+def _sandboxed(response: HttpResponseBase) -> HttpResponseBase:
+    response["Content-Security-Policy"] = "sandbox"
+    return response
+
+
 @require_GET
 @guarded("read")
 def bulkdata(request: HttpRequest, reach: Reach, path: str, **at: str) -> HttpResponseBase:
@@ -64,38 +64,41 @@ def bulkdata(request: HttpRequest, reach: Reach, path: str, **at: str) -> HttpRe
     tag = int(path.split("/")[0], 16)
     place = {found: (offset, length) for found, offset, length in header.omitted}.get(tag)
     kind = OCTET_STREAM
-    bodies: Iterator[bytes | Iterator[bytes]]
-    if path.count("/") == 0 and tag in _PIXELS and header.pixel_offset is not None and header.encapsulated:
+    bodies: list[list[Segment]]
+    top_level = path.count("/") == 0
+    if top_level and tag in _PIXELS and header.pixel_offset is not None and header.encapsulated:
         kind = media_type(header)
-        bodies = iter(_frames(instance, header))
-    elif path.count("/") == 0 and tag in _PIXELS and header.pixel_offset is not None:
-        bodies = iter([_range(instance, header, header.pixel_offset, header.pixel_length or 0)])
-    elif path.count("/") == 0 and place:
-        bodies = iter([_range(instance, header, *place)])
+        table = table_of(instance, header)
+        bodies = [stored_frame(instance, header, table, index) for index in range(table.count)]
+    elif top_level and tag in _PIXELS and header.pixel_offset is not None:
+        bodies = [[FileRange(plain_source(instance, header), header.pixel_offset, header.pixel_length or 0)]]
+    elif top_level and place:
+        bodies = [[FileRange(plain_source(instance, header), *place)]]
     else:
-        bodies = iter([_kept(header, path)])
+        bodies = [[_kept(header, path)]]
     if tag == _DOCUMENT:
         kind = text(header.dataset, "MIMETypeOfEncapsulatedDocument") or kind
-    single = not (tag in _PIXELS and header.encapsulated)
     syntax = header.transfer_syntax if tag in _PIXELS else ""
     kinds = list(dict.fromkeys([kind, OCTET_STREAM]))
     offers = [Offer(name, syntax, multipart=True, stored=True) for name in kinds]
-    offers += [Offer(name, syntax, stored=True) for name in kinds if single]
-    offer = negotiate(request.headers.get("Accept"), offers)
+    offers += [Offer(name, syntax, stored=True) for name in kinds if len(bodies) == 1]
+    offer = negotiate(request.GET.get("accept") or request.headers.get("Accept"), offers)
     if offer is None:
         raise PermanentError("not-acceptable", f"Here there is {' and '.join(kinds)}.")
     etag = etag_of([instance], "bulkdata", path, offer)
     if answer := not_modified(request, etag, IMMUTABLE):
         return answer
     if not offer.multipart:
-        body = next(bodies)
-        chunks: Iterator[bytes] = iter([body]) if isinstance(body, bytes) else body
-        return cached(StreamingHttpResponse(chunks, content_type=offer.type), etag, IMMUTABLE)
+        # A document of a stranger must not run as a page of this node.
+        return cached(_sandboxed(ranged(request, Segments(bodies[0]), offer.type, etag)), etag, IMMUTABLE)
     headers = {
         "Content-Type": content_type(Offer(offer.type, syntax)),
         "Content-Location": f"{service_root(request)}{path_of(instance)}/bulkdata/{path}",
     }
     boundary = new_boundary()
-    parts = (OutgoingPart(headers, body) for body in bodies)
-    response = StreamingHttpResponse(encode_related(parts, boundary), content_type=content_type(offer, boundary))
+    parts: list[Segment] = []
+    for body in bodies:
+        parts += [*framed(headers, boundary, first=not parts), *body]
+    parts.append(f"\r\n--{boundary}--\r\n".encode("ascii"))
+    response = SegmentsResponse(Segments(parts), content_type=content_type(offer, boundary))
     return cached(response, etag, IMMUTABLE)

@@ -7,16 +7,16 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.views.decorators.http import require_GET
 
 from pacs_node.dicomweb.permissions import Reach, guarded
-from pacs_node.dicomweb.wado import (
+from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     REVALIDATE,
     cached,
     etag_of,
     existing,
-    frame_numbers,
     header_of,
     not_modified,
 )
+from pacs_node.dicomweb.wado import frame_numbers
 from pacs_node.storage.filesystem import storage
 from pacs_node.study_index.models import Instance
 from standards.errors import PermanentError

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path, register_converter
 
-from pacs_node.dicomweb import bulkdata, qido, rendered, views, wado
+from pacs_node.dicomweb import bulkdata, metadata, qido, rendered, views, wado
 
 
 class UidConverter:
@@ -37,9 +37,9 @@ urlpatterns = [
     path(f"{SERIES}/instances", qido.instances),
     path(SERIES, wado.instances),
     path(INSTANCE, wado.instances),
-    path(f"{STUDY}/metadata", wado.metadata),
-    path(f"{SERIES}/metadata", wado.metadata),
-    path(f"{INSTANCE}/metadata", wado.metadata),
+    path(f"{STUDY}/metadata", metadata.metadata),
+    path(f"{SERIES}/metadata", metadata.metadata),
+    path(f"{INSTANCE}/metadata", metadata.metadata),
     path(f"{INSTANCE}/frames/<str:frames>", wado.frames),
     path(f"{INSTANCE}/frames/<str:frames>/rendered", rendered.rendered_frame),
     path(f"{INSTANCE}/frames/<str:frames>/thumbnail", rendered.thumbnail),

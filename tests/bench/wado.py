@@ -1,8 +1,8 @@
 """Retrieval over DICOMweb: frames, whole series, metadata and searches, a Regis node and Orthanc side by side.
 
-Each server holds the same CT series. One compiled client (wrk) keeps its connections and asks as fast as it is answered;
-what is asked is spread over all instances of the series. Peak memory is the server's own, read from the kernel after
-its last run.
+Each server holds the same CT series. One compiled client (wrk) keeps its connections and asks as fast as it is
+answered; what is asked is spread over all instances of the series. Peak memory is the server's own, read from the
+kernel after its last run.
 """
 
 import argparse
