@@ -5,11 +5,22 @@ from django.db import models
 
 
 class ApplicationEntity(models.Model):
-    """A peer that may talk to this node. ``origin``: who said so; the centre never removes what a person admitted."""
+    """A peer that may talk to this node. ``origin``: who said so; the centre never removes what a person admitted.
+
+    ``address``: where it may call from, addresses and networks parted by commas; empty: anywhere. ``host`` and
+    ``port``: where it listens, for C-MOVE and storage commitment. Transfer syntaxes are UIDs parted by commas.
+    """
 
     class Origin(models.TextChoices):
         CENTRE = "centre"
         LOCAL = "local"
+
+    class Quirk(models.TextChoices):
+        """What a device needs that the standard does not ask for."""
+
+        UNCOMPRESSED_ONLY = "uncompressed-only"
+        REQUIRED_KEYS_ONLY = "required-keys-only"
+        COMMIT_ON_SAME_ASSOCIATION = "commit-on-same-association"
 
     ae_title = models.CharField(max_length=16, unique=True)
     origin = models.CharField(max_length=8, choices=Origin, default=Origin.LOCAL)
@@ -17,12 +28,19 @@ class ApplicationEntity(models.Model):
     character_set = models.CharField(max_length=64, default="ISO_IR 192")
     issuer_of_patient_id = models.CharField(max_length=64, blank=True)
     time_zone = models.CharField(max_length=64, default="Europe/Moscow")
-    address = models.CharField(max_length=64, blank=True)
+    address = models.CharField(max_length=255, blank=True)
     host = models.CharField(max_length=255, blank=True)
     port = models.PositiveIntegerField(default=0)
+    uses_tls = models.BooleanField(default=False)
     may_store = models.BooleanField(default=True)
     may_query = models.BooleanField(default=True)
     may_retrieve = models.BooleanField(default=True)
+    may_commit = models.BooleanField(default=True)
+    may_worklist = models.BooleanField(default=True)
+    preferred_transfer_syntaxes = models.CharField(max_length=1024, blank=True)
+    forbidden_transfer_syntaxes = models.CharField(max_length=1024, blank=True)
+    maximum_pdu_bytes = models.PositiveIntegerField(default=0)
+    quirks = models.JSONField(default=list)
 
 
 class RefusedAssociation(models.Model):

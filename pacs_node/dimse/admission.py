@@ -1,7 +1,8 @@
 """Who may open an association: the AE registry decides, and every refusal is written down."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from ipaddress import ip_address, ip_network
+from typing import Final, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -13,6 +14,7 @@ from pacs_node.clinic.actions import record_refusal
 from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import config
 from pacs_node.dimse.connections import healthy_connection
+from pacs_node.dimse.negotiation import narrow, rules_for
 from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
@@ -27,6 +29,9 @@ _CALLED_NOT_RECOGNISED: Final = (0x01, 0x01, 0x07)
 _TEMPORARY_CONGESTION: Final = (0x02, 0x03, 0x01)
 
 
+Right = Literal["store", "query", "retrieve", "commit", "worklist"]
+
+
 @dataclass(frozen=True)
 class Peer:
     """The application entity at the other end of an association, as the registry has it."""
@@ -35,15 +40,18 @@ class Peer:
     address: str
     character_set: str
     issuer_of_patient_id: str
-    may_store: bool
-    may_query: bool
-    may_retrieve: bool
+    rights: frozenset[str]
+    quirks: frozenset[str] = frozenset()
 
-    def require(self, right: Literal["store", "query", "retrieve"]) -> None:
+    def require(self, right: Right) -> None:
         """Raises: PermanentError("not-authorised")."""
-        if not getattr(self, f"may_{right}"):
-            raise PermanentError("not-authorised", f"{self.ae_title} may not {right} here")
+        if right not in self.rights:
+            raise PermanentError("not-authorised", f"{self.ae_title} may not {_WORDS[right]} here")
 
+
+_WORDS: Final[dict[str, str]] = {"commit": "ask for storage commitment", "worklist": "read the worklist"} | {
+    word: word for word in ("store", "query", "retrieve")
+}
 
 _peers: WeakKeyDictionary[Association, Peer] = WeakKeyDictionary()
 
@@ -79,7 +87,7 @@ def _admit(association: Association, calling: str, called: str, address: str) ->
         reason, rejection = UNKNOWN_CALLED, _CALLED_NOT_RECOGNISED
     elif entity is None:
         reason, rejection = UNKNOWN_CALLING, _CALLING_NOT_RECOGNISED
-    elif entity.address and entity.address != address:
+    elif not may_call_from(entity, address):
         reason, rejection = WRONG_ADDRESS, _CALLING_NOT_RECOGNISED
     else:
         _peers[association] = Peer(
@@ -87,11 +95,27 @@ def _admit(association: Association, calling: str, called: str, address: str) ->
             address=address,
             character_set=entity.character_set,
             issuer_of_patient_id=entity.issuer_of_patient_id,
-            may_store=entity.may_store,
-            may_query=entity.may_query,
-            may_retrieve=entity.may_retrieve,
+            rights=frozenset(right for right in get_args(Right) if getattr(entity, f"may_{right}")),
+            quirks=frozenset(entity.quirks),
         )
+        narrow(association, rules_for(entity))
+        if entity.maximum_pdu_bytes:
+            association.acceptor.maximum_length = entity.maximum_pdu_bytes
         return None
     log.warning("association-refused", calling_ae_title=calling, called_ae_title=called, address=address, reason=reason)
     record_refusal(calling_ae_title=calling, called_ae_title=called, address=address, reason=reason)
     return rejection
+
+
+def may_call_from(entity: ApplicationEntity, address: str) -> bool:
+    """Whether one of the addresses and networks of the registry covers ``address``; none given covers all."""
+    allowed = [place.strip() for place in entity.address.split(",") if place.strip()]
+    if not allowed:
+        return True
+    try:
+        caller = ip_address(address.partition("%")[0])
+        caller = getattr(caller, "ipv4_mapped", None) or caller
+        return any(caller in ip_network(place, strict=False) for place in allowed)
+    except ValueError as error:
+        log.warning("address-unreadable", ae_title=entity.ae_title, error=str(error))
+        return False

@@ -39,10 +39,11 @@ def on_find(event: evt.Event) -> Iterator[Answer]:
     healthy_connection()
     try:
         peer = peer_of(event.assoc)
-        peer.require("query")
+        is_worklist = event.request.AffectedSOPClassUID == ModalityWorklistInformationFind
+        peer.require("worklist" if is_worklist else "query")
         query = identifier_of(event, peer)
         character_set = answer_character_set(query, peer)
-        if event.request.AffectedSOPClassUID == ModalityWorklistInformationFind:
+        if is_worklist:
             found = answers(query, ClinicSchedule().items(query), character_set=character_set)
         else:
             found = _study_answers(query, str(event.request.AffectedSOPClassUID), character_set)
