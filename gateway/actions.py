@@ -76,6 +76,34 @@ def record_refused(*, calling_ae_title: str, called_ae_title: str, address: str,
     OutboxEntry.objects.create(kind=ASSOCIATION_REFUSED, body=body.model_dump(mode="json"))
 
 
+def restore_receipt(
+    *,
+    instance_key: int,
+    series_key: int,
+    study_instance_uid: str,
+    sop_instance_uid: str,
+    dataset_sha256: str,
+    destination: str,
+    receipt: dict[str, Any],
+    receipted_at: datetime,
+) -> None:
+    """Put a receipt that a journal kept back on the ledger, so that the copy it proves can be fetched."""
+    Delivery.objects.get_or_create(
+        instance_key=instance_key,
+        destination=destination,
+        defaults={
+            "series_key": series_key,
+            "study_instance_uid": study_instance_uid,
+            "sop_instance_uid": sop_instance_uid,
+            "dataset_sha256": dataset_sha256,
+            "status": Delivery.Status.RECEIPTED,
+            "receipt": receipt,
+            "receipted_at": receipted_at,
+            "next_attempt_at": receipted_at,
+        },
+    )
+
+
 @transaction.atomic
 def new_epoch() -> None:
     """Begin another sequence of events, after a restore or a clone: all that is held is announced again.

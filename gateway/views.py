@@ -1,14 +1,16 @@
 """``/gateway/v1/``: what other nodes may ask of this one."""
 
+from collections.abc import Iterator
 from http import HTTPStatus
+from io import SEEK_END
 from typing import BinaryIO, Final, cast
 
 import structlog
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
 
-from gateway import receiving
+from gateway import fetching, receiving, registry
 from gateway.envelope import problem
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError, TransientError
@@ -20,6 +22,8 @@ _STATUS: Final = {
     "signature-invalid": 401,
     "signature-expired": 401,
     "unknown-key": 401,
+    "never-delivered": 403,
+    "instance-gone": 410,
     "length-missing": 411,
     "other-receiver": 421,
     "digests-missing": 400,
@@ -48,8 +52,44 @@ def _drain(request: HttpRequest) -> None:
 
 
 @csrf_exempt
-@require_http_methods(["PUT"])
-def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
+@require_http_methods(["GET", "PUT"])
+def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
+    """GET: give a peer back what it delivered. PUT: take one Part 10 file and answer with a signed receipt."""
+    return _give(request, sop_instance_uid) if request.method == "GET" else _take(request, sop_instance_uid)
+
+
+def _give(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
+    """The Part 10 file as it was delivered, to the peer that delivered it and to nobody else."""
+    try:
+        state = receiving.joined()
+        sender = receiving.sender_of(state, "GET", request.get_full_path(), request.headers)
+        if request.GET.get("to") != state.name:
+            raise PermanentError("other-receiver", f"this is {state.name}")
+        dataset_sha256 = request.GET.get("dataset", "")
+        if not fetching.delivered_by(sender, sop_instance_uid, dataset_sha256):
+            raise PermanentError("never-delivered", f"{sender} has no receipt for this instance")
+        key = registry.store().find(sop_instance_uid, dataset_sha256)
+        if key is None:
+            raise PermanentError("instance-gone", "it is not held here any more")
+        file = registry.store().open(key)
+    except RegisError as error:
+        log.warning("instance-not-given", sop_instance_uid=sop_instance_uid, error=str(error))
+        return _refuse(error)
+    length = file.seek(0, SEEK_END)
+    response = StreamingHttpResponse(_chunks(file), content_type="application/dicom")
+    response["Content-Length"] = str(length)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        file.seek(0)
+        while chunk := file.read(receiving.CHUNK):
+            yield chunk
+
+
+def _take(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
     """Take one Part 10 file of a peer and answer with a signed receipt; again and again with the same one."""
     try:
         state = receiving.joined()

@@ -1,5 +1,6 @@
 """The storages of this process, chosen by URL."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -25,11 +26,23 @@ def _open(url: str, folder: Path, keys: Path, *, cache_bytes: int, watermarks: W
     raise PermanentError("invalid-setting", f"a storage of kind {parts.scheme!r} is not known: s3://… or file://…")
 
 
+_recallers: list[Callable[[str], bool]] = []
+
+
+def on_missing(recall: Callable[[str], bool]) -> None:
+    """Have ``recall(key)`` asked for a file that is not on the main storage; it answers whether it is there now."""
+    _recallers.append(recall)
+
+
+def _recall(key: str) -> bool:
+    return any(recall(key) for recall in _recallers)
+
+
 @cache
 def storage() -> FilesystemStorage:
     """The storage that instances are received into. Raises: PermanentError("invalid-setting")."""
     settings = config()
-    return _open(
+    store = _open(
         settings.storage_url,
         settings.storage_root,
         settings.storage_keys or settings.data_dir / "secrets" / "storage.keys",
@@ -38,6 +51,8 @@ def storage() -> FilesystemStorage:
             Space.parse(settings.refuse_below), Space.parse(settings.accept_above), Space.parse(settings.tier_below)
         ),
     )
+    store.recall = _recall
+    return store
 
 
 @cache
