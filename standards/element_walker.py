@@ -25,10 +25,10 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_DELIMITER: Final = 0xFFFEE00D
 _SEQUENCE_DELIMITER: Final = 0xFFFEE0DD
 _PIXEL_TAGS: Final = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
-_LONG_VRS: Final = frozenset(
+LONG_VRS: Final = frozenset(
     {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 )
-_VRS: Final = _LONG_VRS | frozenset(
+_VRS: Final = LONG_VRS | frozenset(
     {
         b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
         b"ST", b"TM", b"UI", b"UL", b"US",
@@ -228,7 +228,7 @@ class Walker:
             if head == bytes(8):
                 return 0, None, 0
             raise PermanentError("invalid-vr", f"{vr!r} at {start} is not a value representation")
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             (length,) = encoding.long.unpack(self._take(4))
         return tag, name, length
 

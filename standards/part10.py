@@ -7,10 +7,11 @@ Source: PS3.5 7, PS3.10 7.1
 """
 
 import io
+import json
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import IO, BinaryIO, Final
@@ -19,7 +20,7 @@ import pydicom.config
 from pydicom.dataset import Dataset
 
 from standards import charsets, transfer_syntaxes
-from standards.element_walker import Budget, PixelElement, Walker
+from standards.element_walker import LONG_VRS, Budget, PixelElement, Walker
 from standards.errors import PermanentError
 from standards.uids import validated_uid
 
@@ -28,6 +29,10 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.163437028573984623419846215873265481937"
 IMPLEMENTATION_VERSION_NAME: Final = "REGIS_0_1"
+PROVENANCE_UID: Final = "2.25.302718449862035172950413377462908125521"
+"""Creator of the private information in the meta group of stored files: JSON, see :class:`Provenance`."""
+DIGEST_TO_COME: Final = b"?" * 64
+"""Stands in a new meta group for the digest, which is known when the last byte is there."""
 
 IDENTIFYING: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 MAX_INFLATED: Final = 4 << 30
@@ -84,7 +89,8 @@ def read_header(
     """
     total = fileobj.seek(0, io.SEEK_END)
     if transfer_syntax is None:
-        file_meta, start, syntax = _read_file_meta(fileobj, total)
+        file_meta, start = _meta_group(fileobj)
+        syntax = text(file_meta, "TransferSyntaxUID")
     else:
         file_meta, start, syntax = Dataset(), 0, transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):
@@ -160,14 +166,14 @@ def _uid(dataset: Dataset, keyword: str, is_required: bool) -> str:
     return validated_uid(value)
 
 
-def _read_file_meta(fileobj: BinaryIO, total: int) -> tuple[Dataset, int, str]:
+def _meta_group(fileobj: BinaryIO) -> tuple[Dataset, int]:
     fileobj.seek(0)
     if fileobj.read(132)[128:] != b"DICM":
         raise PermanentError("not-dicom", "no DICM after a preamble of 128 bytes")
     walker = Walker(fileobj, 132, implicit=False, little_endian=True, budget=Budget(), default_charset="")
     # The group length is often wrong, so the group itself tells where it ends.
     file_meta = walker.read_dataset(only_group=0x0002)
-    return file_meta, walker.position, text(file_meta, "TransferSyntaxUID")
+    return file_meta, walker.position
 
 
 @contextmanager
@@ -214,29 +220,91 @@ def inflate(fileobj: IO[bytes], start: int) -> Iterator[bytes]:
         yield chunk
 
 
-def write_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
+@dataclass(frozen=True)
+class Provenance:
+    """Who brought a data set, what was assumed where it is silent, and its digest: in the file's own meta group.
+
+    So a stored file alone tells all that the index knows of it, and whether it is still what was received.
+    """
+
+    sending_ae_title: str = ""
+    receiving_ae_title: str = ""
+    default_character_set: str = ""
+    default_issuer: str = ""
+    dataset_sha256: str = ""
+
+    @classmethod
+    def of(cls, file_meta: Dataset) -> "Provenance":
+        """What :func:`write_file_meta` wrote; of files from elsewhere, what their meta group says."""
+        said: dict[str, object] = {}
+        if text(file_meta, "PrivateInformationCreatorUID") == PROVENANCE_UID:
+            with suppress(ValueError, TypeError):
+                said = dict(json.loads(bytes(file_meta.PrivateInformation).rstrip(b" \0")))
+        return cls(
+            text(file_meta, "SendingApplicationEntityTitle"),
+            text(file_meta, "ReceivingApplicationEntityTitle"),
+            str(said.get("default_character_set", "")),
+            str(said.get("default_issuer", "")),
+            str(said.get("dataset_sha256", "")).strip("?"),
+        )
+
+    def elements(self) -> dict[int, tuple[bytes, bytes]]:
+        """Element number → VR and value in group 2. Source: PS3.10 7.1"""
+        private = {
+            "default_character_set": self.default_character_set,
+            "default_issuer": self.default_issuer,
+            "dataset_sha256": self.dataset_sha256 or DIGEST_TO_COME.decode(),
+        }
+        return {
+            0x0017: (b"AE", _ascii(self.sending_ae_title)),
+            0x0018: (b"AE", _ascii(self.receiving_ae_title)),
+            0x0100: (b"UI", PROVENANCE_UID.encode()),
+            0x0102: (b"OB", json.dumps({key: value for key, value in private.items() if value}).encode()),
+        }
+
+
+def _ascii(value: str) -> bytes:
+    return value[:16].encode("ascii", "replace")
+
+
+def write_file_meta(
+    sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, provenance: Provenance | None = None
+) -> bytes:
     """Preamble, DICM and group 2, after which a received data set can be stored byte for byte.
 
     Raises: PermanentError("invalid-uid").
     """
-    elements = b"".join(
-        (
-            _meta_element(0x0001, b"OB", b"\0\1"),
-            _meta_element(0x0002, b"UI", validated_uid(sop_class_uid).encode()),
-            _meta_element(0x0003, b"UI", validated_uid(sop_instance_uid).encode()),
-            _meta_element(0x0010, b"UI", validated_uid(transfer_syntax).encode()),
-            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
-        )
+    return _encode_meta(
+        {
+            0x0001: (b"OB", b"\0\1"),
+            0x0002: (b"UI", validated_uid(sop_class_uid).encode()),
+            0x0003: (b"UI", validated_uid(sop_instance_uid).encode()),
+            0x0010: (b"UI", validated_uid(transfer_syntax).encode()),
+            0x0012: (b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+            0x0013: (b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
+            **(provenance.elements() if provenance else {}),
+        }
     )
-    group_length = _meta_element(0x0000, b"UL", struct.pack("<L", len(elements)))
-    return bytes(128) + b"DICM" + group_length + elements
+
+
+def dataset_offset(head: bytes) -> int:
+    """Where the data set begins in a Part 10 file of which ``head`` is the beginning, with all of its meta group.
+
+    Raises: PermanentError "not-dicom", "truncated", "invalid-vr", "length-out-of-bounds".
+    """
+    return _meta_group(io.BytesIO(head))[1]
+
+
+def _encode_meta(elements: dict[int, tuple[bytes, bytes]]) -> bytes:
+    body = b"".join(_meta_element(number, *elements[number]) for number in sorted(elements))
+    return bytes(128) + b"DICM" + _meta_element(0x0000, b"UL", struct.pack("<L", len(body))) + body
 
 
 def _meta_element(number: int, vr: bytes, value: bytes) -> bytes:
+    long = vr in LONG_VRS
     if len(value) % 2:
-        value += b"\0" if vr in (b"UI", b"OB") else b" "
-    if vr == b"OB":
+        value += b"\0" if long or vr == b"UI" else b" "
+    if long:
         return struct.pack("<HH2s2xL", 0x0002, number, vr, len(value)) + value
     return struct.pack("<HH2sH", 0x0002, number, vr, len(value)) + value
 

@@ -19,7 +19,7 @@ from pacs_node.dicomweb.problems import Refused, error_response
 from pacs_node.dicomweb.qido import JSON, service_root
 from pacs_node.dimse.statuses import NOT_AUTHORISED, OUT_OF_RESOURCES, status_of
 from pacs_node.storage.filesystem import storage
-from pacs_node.study_index.actions import Ingested, Source, ingest_incoming
+from pacs_node.study_index.actions import Ingested, ingest
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.media_types import DICOM, parse
 from standards.multipart import Part, parse_related
@@ -175,7 +175,7 @@ def _take(part: Part, request: HttpRequest, reach: Reach, study: str, answer: _A
                     return
                 if not reach.covers(header.study_instance_uid):
                     raise Refused("study-not-granted", "The image token is not for this study.")
-                answer.add(ingest_incoming(path, Source(SOURCE, client_address(request))), header)
+                answer.add(ingest(path, source_ae_title=SOURCE, address=client_address(request)), header)
             except Refused as error:
                 answer.refused = True
                 record_refusal(request, error, reach.actor, header.study_instance_uid if header else "")

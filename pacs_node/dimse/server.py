@@ -5,53 +5,22 @@ import os
 import threading
 from functools import partial
 from tempfile import NamedTemporaryFile
-from typing import Any
 
 import pynetdicom._config
 import pynetdicom.dimse_messages
 from pynetdicom import AE, evt, register_uid
-from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import StorageServiceClass
-from pynetdicom.sop_class import (
-    ModalityWorklistInformationFind,
-    PatientRootQueryRetrieveInformationModelFind,
-    PatientRootQueryRetrieveInformationModelGet,
-    PatientRootQueryRetrieveInformationModelMove,
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
-    Verification,
-    uid_to_service_class,
-)
+from pynetdicom.sop_class import Verification, uid_to_service_class
 from pynetdicom.transport import ThreadedAssociationServer
 
 from pacs_node.config import NodeConfig, config, storage_sop_classes
+from pacs_node.dimse.acceptor import PeerHandler
 from pacs_node.dimse.admission import on_requested
-from pacs_node.dimse.connections import PeerHandler
 from pacs_node.dimse.find import on_find
 from pacs_node.dimse.services import on_established
 from pacs_node.dimse.store import on_store
 from pacs_node.storage.filesystem import storage
 from standards.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from standards.transfer_syntaxes import STORAGE_TRANSFER_SYNTAXES
-
-UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"]
-QUERY_RETRIEVE = (
-    PatientRootQueryRetrieveInformationModelFind,
-    PatientRootQueryRetrieveInformationModelGet,
-    PatientRootQueryRetrieveInformationModelMove,
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
-    ModalityWorklistInformationFind,
-)
-
-
-class SharedContexts(list[PresentationContext]):
-    """The supported contexts, shared by all associations: copying them, as pynetdicom would, costs 0.2 s each time."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedContexts":
-        return self
 
 
 def prepare_pynetdicom() -> None:
@@ -69,7 +38,7 @@ def prepare_pynetdicom() -> None:
 
 
 def entity(settings: NodeConfig) -> AE:
-    """The AE with everything it supports."""
+    """The AE with its limits."""
     node = AE(ae_title=settings.ae_title)
     node.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     node.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -77,11 +46,7 @@ def entity(settings: NodeConfig) -> AE:
     node.maximum_pdu_size = settings.maximum_pdu_bytes
     node.network_timeout = settings.network_timeout_seconds
     node.acse_timeout = node.dimse_timeout = node.connection_timeout = min(settings.network_timeout_seconds, 30)
-    node.add_supported_context(Verification, UNCOMPRESSED)
-    for uid in QUERY_RETRIEVE:
-        node.add_supported_context(uid, UNCOMPRESSED)
-    for uid in sorted(storage_sop_classes()):
-        node.add_supported_context(uid, list(STORAGE_TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
+    node.add_supported_context(Verification)  # what else there is, ``negotiation.narrow`` says for each association
     return node
 
 
@@ -99,7 +64,7 @@ class DimseServer:
         self._server = node.make_server(
             (self.settings.dicom_host, self.settings.dicom_port),
             ae_title=self.settings.ae_title,
-            contexts=SharedContexts(node.supported_contexts),
+            contexts=node.supported_contexts,
             evt_handlers=[
                 (evt.EVT_REQUESTED, on_requested),
                 (evt.EVT_C_ECHO, lambda event: 0x0000),

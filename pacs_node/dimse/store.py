@@ -1,32 +1,148 @@
 """C-STORE: what was answered with success is durable and findable."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
 import structlog
 from pydicom.dataset import Dataset
 from pynetdicom import evt
+from pynetdicom.association import Association
 
+from pacs_node.config import storage_sop_classes
 from pacs_node.dimse.admission import peer_of
 from pacs_node.dimse.connections import healthy_connection
-from pacs_node.dimse.statuses import SUCCESS, refusal, status_dataset
-from pacs_node.storage.filesystem import storage
-from pacs_node.study_index.actions import Source, ingest_incoming
-from standards.errors import RegisError
+from pacs_node.dimse.statuses import OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS, refusal, status_dataset
+from pacs_node.storage.incoming import Incoming
+from pacs_node.study_index.actions import Source, ingest, receive, take_in
+from standards.errors import PermanentError, RegisError
 
 log = structlog.get_logger(__name__)
 
+_DISCARDED: Final = 1 << 16
+
+
+class Arriving:
+    """A data set on its way in. It is read to its end whatever happens: the answer belongs after it.
+
+    ``status``: already decided; the data set is only read away. Close it if it was not finished.
+    """
+
+    def __init__(
+        self,
+        association: Association,
+        request: dict[str, Any],
+        abstract_syntax: str,
+        transfer_syntax: str,
+        status: int | None = None,
+    ) -> None:
+        self.request = request
+        self._association = association
+        self._incoming: Incoming | None = None
+        self._outcome: dict[str, Any] = {} if status is None else {"Status": status}
+        if status is None:
+            self._guarded(lambda: self._open(abstract_syntax, transfer_syntax))
+
+    def _open(self, abstract_syntax: str, transfer_syntax: str) -> None:
+        healthy_connection()
+        peer = peer_of(self._association)
+        peer.require("store")
+        self._source = Source(peer.ae_title, peer.address, peer.character_set, peer.issuer_of_patient_id)
+        self._sop_class = str(self.request.get("AffectedSOPClassUID") or "")
+        self._sop_instance = str(self.request.get("AffectedSOPInstanceUID") or "")
+        if self._sop_class not in storage_sop_classes():
+            raise PermanentError("sop-class-not-supported", f"{self._sop_class} is not a storage SOP class")
+        if self._sop_class != abstract_syntax:
+            raise PermanentError(
+                "sop-class-mismatch", f"{self._sop_class} in a presentation context of {abstract_syntax}"
+            )
+        self._incoming = receive(self._sop_class, self._sop_instance, transfer_syntax, self._source)
+
+    def receive(self, length: int, fill: Callable[[memoryview], None]) -> None:
+        """Have ``fill`` bring the next ``length`` bytes. What it raises passes through."""
+        while length:
+            piece = self._room()[:length]
+            fill(piece)
+            length -= len(piece)
+            if self._incoming is not None:
+                self._guarded(partial(self._incoming.filled, len(piece)))
+
+    def _room(self) -> memoryview:
+        room: list[memoryview] = []
+        if (incoming := self._incoming) is not None:
+            self._guarded(lambda: room.append(incoming.room()))
+        return room[0] if room else memoryview(bytearray(_DISCARDED))
+
+    def finish(self) -> dict[str, Any]:
+        """Take the instance in; the elements of the answer that say how it went."""
+        self._guarded(self._take_in)
+        self.close()
+        return self._outcome
+
+    def _take_in(self) -> None:
+        if self._incoming is None:
+            return
+        taken = take_in(
+            self._incoming,
+            self._source,
+            expected_sop_class=self._sop_class,
+            expected_sop_instance=self._sop_instance,
+        )
+        self._outcome["Status"] = SUCCESS
+        if taken.outcome != "stored":
+            log.info(f"instance-{taken.outcome}", sop_instance_uid=self._sop_instance)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """A failure decides the status, is logged once, and ends the storing, not the reading."""
+        try:
+            step()
+        except RegisError as error:
+            self._refuse(refusal(error), error.code, error.detail)
+        except OSError as error:
+            text = error.strerror or str(error)
+            self._refuse(status_dataset(OUT_OF_RESOURCES, f"the storage failed: {text}"), "storage-failed", text)
+        except Exception as error:  # the boundary of the association: it is told, and it goes on
+            log.exception("instance-not-stored", sop_instance_uid=self.request.get("AffectedSOPInstanceUID"))
+            self._refuse(status_dataset(PROCESSING_FAILURE), "unexpected", type(error).__name__)
+
+    def _refuse(self, answer: Dataset, code: str, detail: str) -> None:
+        self._outcome = {"Status": answer.Status}
+        if "ErrorComment" in answer:
+            self._outcome["ErrorComment"] = str(answer.ErrorComment)
+        log.warning(
+            "instance-refused",
+            code=code,
+            detail=detail,
+            calling_ae_title=self._association.requestor.ae_title,
+            sop_instance_uid=self.request.get("AffectedSOPInstanceUID"),
+        )
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what was received and is not stored."""
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
+
 
 def on_store(event: evt.Event) -> Dataset:
-    """Take the received file in, or say why not. An exception beyond RegisError becomes 0xC211 and is logged."""
+    """C-STORE on an association that pynetdicom serves, because it is not for storing alone."""
+    request = {
+        "AffectedSOPClassUID": str(event.request.AffectedSOPClassUID),
+        "AffectedSOPInstanceUID": str(event.request.AffectedSOPInstanceUID),
+    }
     healthy_connection()
-    sop_class, sop_instance = str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID)
     try:
         peer = peer_of(event.assoc)
         peer.require("store")
-        storage().check_space()
-        taken = ingest_incoming(
+        taken = ingest(
             event.dataset_path,
-            Source(peer.ae_title, peer.address, peer.character_set, peer.issuer_of_patient_id),
-            expected_sop_class=sop_class,
-            expected_sop_instance=sop_instance,
+            source_ae_title=peer.ae_title,
+            address=peer.address,
+            expected_sop_class=request["AffectedSOPClassUID"],
+            expected_sop_instance=request["AffectedSOPInstanceUID"],
+            default_character_set=peer.character_set,
+            default_issuer=peer.issuer_of_patient_id,
         )
     except RegisError as error:
         log.warning(
@@ -34,9 +150,9 @@ def on_store(event: evt.Event) -> Dataset:
             code=error.code,
             detail=error.detail,
             calling_ae_title=event.assoc.requestor.ae_title,
-            sop_instance_uid=sop_instance,
+            sop_instance_uid=request["AffectedSOPInstanceUID"],
         )
         return refusal(error)
     if taken.outcome != "stored":
-        log.info(f"instance-{taken.outcome}", sop_instance_uid=sop_instance, calling_ae_title=peer.ae_title)
+        log.info(f"instance-{taken.outcome}", sop_instance_uid=request["AffectedSOPInstanceUID"])
     return status_dataset(SUCCESS)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import structlog
 
+from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import ASIDE, JOURNAL, STUDIES, study_key
 from pacs_node.storage.watermarks import Space, Watermarks
 from standards.errors import PermanentError, TransientError
@@ -30,6 +31,13 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(incoming: Incoming | Path, target: Path) -> None:
+    if isinstance(incoming, Path):
+        os.link(incoming, target)
+    else:
+        incoming.link(target)
 
 
 class FilesystemStorage:
@@ -58,24 +66,36 @@ class FilesystemStorage:
         if self.watermarks.refuses(total, free):
             raise TransientError("storage-full", f"only {free // 1_000_000} MB are free on the storage")
 
-    def place(self, incoming: Path, key: str) -> bool:
-        """Move the file to ``key``, durably with all its parents; False when the key is taken (the file stays)."""
+    def receive(self, meta: bytes) -> Incoming:
+        """A file to receive an instance into, beginning with ``meta``. Raises: TransientError("storage-full")."""
+        self.check_space()
+        return Incoming(self.incoming, meta)
+
+    def place(self, incoming: Incoming | Path, key: str) -> bool:
+        """Give the file its name, durably with all its parents; False when the key is taken (the file stays).
+
+        A path is moved from where it lies.
+        """
         target = self.root / key
         try:
-            fsync_path(incoming)
+            if isinstance(incoming, Path):
+                fsync_path(incoming)
+            else:
+                incoming.seal()
             self._make_durable(target.parent)
             try:
-                os.link(incoming, target)  # unlike a rename, a link never replaces what is there
+                _link(incoming, target)  # unlike a rename, a link never replaces what is there
             except FileExistsError:
                 return False
             except FileNotFoundError:  # the folder was removed behind our back (last instance released)
                 self._durable.clear()
                 self._make_durable(target.parent)
-                os.link(incoming, target)
+                _link(incoming, target)
             fsync_path(target.parent)
         except OSError as error:
             raise self._translated(error) from error
-        incoming.unlink(missing_ok=True)
+        if isinstance(incoming, Path):
+            incoming.unlink(missing_ok=True)
         return True
 
     def open(self, key: str) -> BinaryIO:
@@ -174,6 +194,17 @@ class FilesystemStorage:
         folder = self.root / study_key(study_instance_uid)
         keys = [path.relative_to(self.root).as_posix() for path in folder.rglob("*.dcm") if path.is_file()]
         yield from sorted(keys, key=lambda key: (key.split("/")[3] == "variants", key))
+
+    def has_study(self, study_instance_uid: str) -> bool:
+        """Whether the study has a folder."""
+        return (self.root / study_key(study_instance_uid)).is_dir()
+
+    def modified(self, key: str) -> float:
+        """When the file at ``key`` was written, in seconds since 1970; 0 when there is none."""
+        try:
+            return (self.root / key).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def foreign(self, study_instance_uid: str) -> Iterator[str]:
         """Whatever lies in the study's folder and is neither an instance nor the journal."""

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from pacs_node.storage.incoming import Incoming
+
 
 class Storage(Protocol):
     """Durable files by key. A key, once placed, never changes its content."""
@@ -14,8 +16,11 @@ class Storage(Protocol):
         Raises: TransientError("storage-full").
         """
 
-    def place(self, incoming: Path, key: str) -> bool:
-        """Move the file to ``key``, durably with all its parents; False when the key is taken (the file stays).
+    def receive(self, meta: bytes) -> Incoming:
+        """A file to receive an instance into, beginning with ``meta``. Raises: TransientError("storage-full")."""
+
+    def place(self, incoming: Incoming | Path, key: str) -> bool:
+        """Bring the file to ``key``, durably with all its parents; False when the key is taken (the file stays).
 
         Raises: TransientError("storage-full").
         """
@@ -52,6 +57,12 @@ class Storage(Protocol):
 
     def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
         """The keys of all instances in the study's folder, variants included."""
+
+    def has_study(self, study_instance_uid: str) -> bool:
+        """Whether the study has a folder."""
+
+    def modified(self, key: str) -> float:
+        """When the file at ``key`` was written, in seconds since 1970; 0 when there is none."""
 
     def foreign(self, study_instance_uid: str) -> Iterator[str]:
         """Whatever lies in the study's folder and is neither an instance nor the journal."""

@@ -1,28 +1,32 @@
 """Taking instances in: durable first, then indexed, then answered."""
 
-import errno
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Final, Literal
 
+import structlog
 from django.db import IntegrityError, OperationalError, transaction
+from django.db.models import Count
 from django.utils import timezone
 
-from gateway.actions import record_conflict, record_stored
+from pacs_node.config import config, storage_sop_classes
 from pacs_node.storage.filesystem import storage
+from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import instance_key, is_variant, variant_key
 from pacs_node.study_index.attributes import IndexRows, index_rows
-from pacs_node.study_index.models import Instance, Series, Study
-from standards.digests import dataset_sha256, pixel_sha256
+from pacs_node.study_index.indexing import Entry, commit
+from pacs_node.study_index.models import Instance, Series
+from standards.digests import dataset_sha256, frames_sha256, pixel_sha256
 from standards.errors import PermanentError, TransientError
-from standards.part10 import Header, read_header, write_file_meta
-from standards.sop_classes import STORAGE_SOP_CLASSES
+from standards.part10 import Header, Provenance, dataset_offset, read_header, write_file_meta
+
+log = structlog.get_logger(__name__)
 
 Outcome = Literal["stored", "duplicate", "conflict"]
 
-_STORABLE = frozenset(STORAGE_SOP_CLASSES)
-_COPY_BYTES = 1 << 20
+_COPY_BYTES: Final = 1 << 20
 # Two senders of one instance take turns; the unique constraints decide between processes.
 _turns = [threading.Lock() for _ in range(256)]
 
@@ -31,8 +35,13 @@ _turns = [threading.Lock() for _ in range(256)]
 class Ingested:
     """An instance taken in. ``duplicate``: it was here already; ``conflict``: kept aside, its UID is used otherwise."""
 
-    instance: Instance
+    instance_key: int
     outcome: Outcome
+
+    @property
+    def instance(self) -> Instance:
+        """Its row."""
+        return Instance.objects.select_related("series__study").get(pk=self.instance_key)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,18 @@ class Source:
     address: str = ""
     default_character_set: str = ""
     default_issuer: str = ""
+
+    def provenance(self) -> Provenance:
+        """As it is written into the stored file, so that files alone restore the index."""
+        return Provenance(self.ae_title, config().ae_title, self.default_character_set, self.default_issuer)
+
+
+def receive(sop_class: str, sop_instance: str, transfer_syntax: str, source: Source) -> Incoming:
+    """A file to receive a bare data set into, to be given to :func:`take_in`.
+
+    Raises: PermanentError("invalid-uid"), TransientError("storage-full").
+    """
+    return storage().receive(write_file_meta(sop_class, sop_instance, transfer_syntax, source.provenance()))
 
 
 def ingest(
@@ -65,59 +86,68 @@ def ingest(
             "sop-instance-mismatch", "sop-class-not-supported".
         TransientError: "storage-full", "database-busy".
     """
-    incoming = storage().new_incoming()
-    meta = b""
-    if transfer_syntax is not None:
-        meta = write_file_meta(expected_sop_class or "", expected_sop_instance or "", transfer_syntax)
-    try:
-        if isinstance(content, Path):
-            with content.open("rb") as file:
-                _copy(meta, file, incoming)
-        else:
-            _copy(meta, content, incoming)
-        return ingest_incoming(
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return ingest(
+                file,
+                source_ae_title=source_ae_title,
+                address=address,
+                expected_sop_class=expected_sop_class,
+                expected_sop_instance=expected_sop_instance,
+                transfer_syntax=transfer_syntax,
+                default_character_set=default_character_set,
+                default_issuer=default_issuer,
+            )
+    source = Source(source_ae_title, address, default_character_set, default_issuer)
+    piece = _first(content)
+    if transfer_syntax is None:
+        start = dataset_offset(piece)
+        incoming, piece = storage().receive(piece[:start]), piece[start:]
+    else:
+        incoming = receive(expected_sop_class or "", expected_sop_instance or "", transfer_syntax, source)
+    with incoming:
+        while piece:
+            incoming.write(piece)
+            piece = content.read(_COPY_BYTES)
+        return take_in(
             incoming,
-            Source(source_ae_title, address, default_character_set, default_issuer),
+            source,
             expected_sop_class=expected_sop_class,
             expected_sop_instance=expected_sop_instance,
+            journal=transfer_syntax is None,
         )
-    finally:
-        incoming.unlink(missing_ok=True)
 
 
-def ingest_incoming(
-    incoming: Path,
+def _first(content: BinaryIO) -> bytes:
+    """The beginning of a stream, long enough for any file meta group; streams may give less than they are asked for."""
+    pieces, length = [], 0
+    while length < _COPY_BYTES and (piece := content.read(_COPY_BYTES - length)):
+        pieces.append(piece)
+        length += len(piece)
+    return b"".join(pieces)
+
+
+def take_in(
+    incoming: Incoming,
     source: Source,
     *,
     expected_sop_class: str | None = None,
     expected_sop_instance: str | None = None,
+    journal: bool = False,
 ) -> Ingested:
-    """:func:`ingest` for a Part 10 file that lies in the storage's ``incoming`` already; it is moved from there."""
-    with incoming.open("rb") as file:
-        header = read_header(file, default_charset=source.default_character_set)
-        _check(header, expected_sop_class, expected_sop_instance)
-        dataset_digest = dataset_sha256(file)
-        pixel_digest = pixel_sha256(file, header)
+    """:func:`ingest` for what has been received; the caller closes ``incoming``.
+
+    ``journal``: its meta group is the sender's, so the study's journal has to say where it came from.
+    """
+    header = read_header(incoming.reader(), default_charset=source.default_character_set)  # type: ignore[arg-type]
+    _check(header, expected_sop_class, expected_sop_instance)
     rows = index_rows(header, default_issuer=source.default_issuer)
-    rows.instance.update(dataset_sha256=dataset_digest, pixel_sha256=pixel_digest, source_ae_title=source.ae_title[:64])
+    rows.instance.update(dataset_sha256=incoming.dataset_sha256(), source_ae_title=source.ae_title[:64])
     try:
         with _turns[hash(header.sop_instance_uid) % len(_turns)]:
-            return _store(incoming, header, rows, source)
+            return _store(incoming, header, rows, source, journal=journal)
     except OperationalError as error:
         raise TransientError("database-busy", str(error)) from error
-
-
-def _copy(meta: bytes, stream: BinaryIO, target: Path) -> None:
-    with target.open("xb") as file:
-        chunk = meta or stream.read(_COPY_BYTES)
-        while chunk:
-            try:
-                file.write(chunk)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise TransientError("storage-full", "the disk of the storage is full") from error
-                raise
-            chunk = stream.read(_COPY_BYTES)
 
 
 def _check(header: Header, expected_sop_class: str | None, expected_sop_instance: str | None) -> None:
@@ -129,121 +159,122 @@ def _check(header: Header, expected_sop_class: str | None, expected_sop_instance
         raise PermanentError(
             "sop-instance-mismatch", f"announced {expected_sop_instance}, the data set says {header.sop_instance_uid}"
         )
-    if header.sop_class_uid not in _STORABLE:
+    if header.sop_class_uid not in storage_sop_classes():
         raise PermanentError("sop-class-not-supported", f"{header.sop_class_uid} is not a storage SOP class")
 
 
-def _store(path: Path, header: Header, rows: IndexRows, source: Source) -> Ingested:
-    """Place the file, then index it. When another process wins a race, look again at what is there now."""
-    study, series, sop = header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid
-    digest = rows.instance["dataset_sha256"]
+def _store(incoming: Incoming, header: Header, rows: IndexRows, source: Source, *, journal: bool) -> Ingested:
+    """Give the file its name, then index it. Nearly all are new; what is not costs a second look."""
+    key = instance_key(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
+    placed = False
     for _ in range(4):
-        known = list(Instance.objects.filter(sop_instance_uid=sop))
-        current = next((instance for instance in known if not instance.is_variant), None)
-        same = next((instance for instance in known if instance.dataset_sha256 == digest), None)
-        if same is not None:
-            _drop_unindexed(path)
-            if same.released_at is None and not storage().exists(same.path):
-                storage().place(path, same.path)  # the file was lost outside of Regis: this copy heals it
-            return Ingested(same, "duplicate")
-        key = instance_key(study, series, sop)
-        if current is not None or not _place(path, key, digest):
-            key = variant_key(study, series, sop, digest)
-            if not _place(path, key, digest):
-                raise TransientError("storage-damaged", f"{key} lies on the storage with other content")
-        path = storage().local_path(key)
-        storage().append_journal(study, _journal_line(key, header, rows, source, current))
-        try:
-            return _index(rows, key, source, current)
-        except IntegrityError:
-            continue
+        if storage().place(incoming, key):
+            placed = True
+            if journal:
+                storage().append_journal(header.study_instance_uid, _line("stored", key, header, rows, source))
+            entry = Entry(rows, key)
+            try:
+                commit(entry)
+            except IntegrityError:
+                log.info("instance-known-elsewhere", sop_instance_uid=header.sop_instance_uid)
+            else:
+                return Ingested(entry.instance_key, "stored")
+        taken = _store_known(incoming, header, rows, source, key)
+        if placed and not Instance.objects.filter(path=key).exists():
+            storage().remove(key)  # only now: a nameless file that lost its only name cannot get another
+            placed = False
+        if taken is not None:
+            return taken
     raise TransientError("database-busy", "other processes keep storing the same instance")
 
 
-def _place(path: Path, key: str, digest: str) -> bool:
-    """Whether the bytes lie at ``key`` now: placed, or left there by a process that ended before it indexed them."""
-    if storage().place(path, key):
-        return True
+def _store_known(incoming: Incoming, header: Header, rows: IndexRows, source: Source, key: str) -> Ingested | None:
+    """Store where the UID, or only the place of the file, is taken; None when that has just changed."""
+    digest = rows.instance["dataset_sha256"]
+    known = list(Instance.objects.filter(sop_instance_uid=header.sop_instance_uid))
+    same = next((instance for instance in known if instance.dataset_sha256 == digest), None)
+    if same is not None:
+        if same.released_at is None and not storage().exists(same.path):
+            storage().place(incoming, same.path)  # the file was lost outside of Regis: this copy heals it
+        return Ingested(same.pk, "duplicate")
+    current = next((instance for instance in known if not instance.is_variant), None)
+    if current is None:
+        _bring_in_unindexed(key)
+        return None
+    place = variant_key(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid, digest)
+    if not storage().place(incoming, place) and _digest_of(place) != digest:
+        raise TransientError("storage-damaged", f"{place} lies on the storage with other content")
+    line = _line("conflict", place, header, rows, source)
+    storage().append_journal(header.study_instance_uid, {**line, "kept_sha256": current.dataset_sha256})
+    entry = Entry(rows, place, is_variant=True, conflicts_with=current.dataset_sha256)
+    try:
+        commit(entry)
+    except IntegrityError:
+        return None
+    return Ingested(entry.instance_key, "conflict")
+
+
+def _bring_in_unindexed(key: str) -> None:
+    """A file that a process placed and did not live to index belongs to the index; a damaged one is set aside."""
+    if not storage().exists(key):
+        return
+    try:
+        bring_in(key, {})
+    except PermanentError as error:
+        log.error("unindexed-file-set-aside", key=key, code=error.code, detail=error.detail)
+        storage().set_aside(key)
+
+
+def _digest_of(key: str) -> str:
     with storage().open(key) as file:
         try:
-            return dataset_sha256(file) == digest
+            return dataset_sha256(file)
         except PermanentError:
-            return False
+            return ""
 
 
-def _drop_unindexed(path: Path) -> None:
-    """Remove a file that lost a race after it was placed; one in ``incoming`` is removed by its owner."""
-    root = storage().root
-    if path.is_relative_to(root / "studies"):
-        key = path.relative_to(root).as_posix()
-        if not Instance.objects.filter(path=key).exists():
-            storage().remove(key)
-
-
-def _journal_line(
-    key: str, header: Header, rows: IndexRows, source: Source, current: Instance | None
-) -> dict[str, Any]:
-    line = {
-        "type": "conflict" if is_variant(key) else "stored",
+def _line(kind: str, key: str, header: Header, rows: IndexRows, source: Source) -> dict[str, Any]:
+    return {
+        "type": kind,
         "at": timezone.now().isoformat(),
         "path": key,
         "series_instance_uid": header.series_instance_uid,
         "sop_instance_uid": header.sop_instance_uid,
         "dataset_sha256": rows.instance["dataset_sha256"],
-        "pixel_sha256": rows.instance["pixel_sha256"],
         "source_ae_title": source.ae_title,
         "address": source.address,
         "default_character_set": source.default_character_set,
         "default_issuer": source.default_issuer,
     }
-    if current is not None:
-        line["kept_sha256"] = current.dataset_sha256
-    return line
 
 
-@transaction.atomic
-def _index(rows: IndexRows, key: str, source: Source, current: Instance | None) -> Ingested:
-    study, created = Study.objects.get_or_create(
-        study_instance_uid=rows.study["study_instance_uid"],
-        patient_id=rows.study["patient_id"],
-        issuer_of_patient_id=rows.study["issuer_of_patient_id"],
-        defaults=rows.study,
-    )
-    if not created:
-        _fill_blanks(study, rows.study)
-    series, created = Series.objects.get_or_create(
-        study=study, series_instance_uid=rows.series["series_instance_uid"], defaults=rows.series
-    )
-    if not created:
-        _fill_blanks(series, rows.series)
-    variant = is_variant(key)
-    instance = Instance.objects.create(series=series, path=key, is_variant=variant, **rows.instance)
-    record_stored(
-        instance_key=instance.pk,
-        series_key=series.pk,
-        study_instance_uid=study.study_instance_uid,
-        sop_instance_uid=instance.sop_instance_uid,
-        dataset_sha256=instance.dataset_sha256,
-    )
-    if variant:
-        record_conflict(
-            study_instance_uid=study.study_instance_uid,
-            sop_instance_uid=instance.sop_instance_uid,
-            kept_sha256=current.dataset_sha256 if current else "",
-            variant_sha256=instance.dataset_sha256,
-            source_ae_title=source.ae_title,
+def bring_in(key: str, line: dict[str, Any]) -> bool:
+    """Bring one stored file into the index; ``line`` is what its journal says of it. False when it is there already.
+
+    Raises: PermanentError for a damaged file ("digest-mismatch": not what was received),
+        TransientError("database-busy").
+    """
+    with storage().open(key) as file:
+        header = read_header(file)
+        said = Provenance.of(header.file_meta)
+        source = Source(
+            str(line.get("source_ae_title", said.sending_ae_title)),
+            str(line.get("address", "")),
+            str(line.get("default_character_set", said.default_character_set)),
+            str(line.get("default_issuer", said.default_issuer)),
         )
-    return Ingested(instance, "conflict" if variant else "stored")
-
-
-def _fill_blanks(row: Study | Series, values: dict[str, Any]) -> None:
-    """What the first instance did not say, a later one may; nothing that was said changes."""
-    missing = [name for name, value in values.items() if value not in ("", None, {}) and not getattr(row, name)]
-    missing = [name for name in missing if getattr(row, name) != values[name]]
-    if missing:
-        for name in missing:
-            setattr(row, name, values[name])
-        row.save(update_fields=[*missing, "updated_at"])
+        if source.default_character_set:
+            header = read_header(file, default_charset=source.default_character_set)
+        digest, pixels = dataset_sha256(file), pixel_sha256(file, header)
+    if (said.dataset_sha256 or line.get("dataset_sha256", digest)) != digest:
+        raise PermanentError("digest-mismatch", "these are not the bytes that were received")
+    known = Instance.objects.filter(path=key).values_list("dataset_sha256", flat=True).first()
+    if known is not None and known != digest:
+        raise PermanentError("digest-mismatch", "the index has another digest for this file")
+    try:
+        return index_stored(key, header, dataset_digest=digest, pixel_digest=pixels, source=source)
+    except IntegrityError as error:
+        raise PermanentError("uid-in-use", "another file has this SOP Instance UID and other content") from error
 
 
 def index_stored(key: str, header: Header, *, dataset_digest: str, pixel_digest: str | None, source: Source) -> bool:
@@ -257,8 +288,9 @@ def index_stored(key: str, header: Header, *, dataset_digest: str, pixel_digest:
     if Instance.objects.filter(sop_instance_uid=uid, dataset_sha256=dataset_digest).exists():
         return False
     current = Instance.objects.filter(sop_instance_uid=uid, is_variant=False).first()
+    conflicts_with = current.dataset_sha256 if current else ""
     try:
-        _index(rows, key, source, current)
+        commit(Entry(rows, key, is_variant=is_variant(key), conflicts_with=conflicts_with))
     except OperationalError as error:
         raise TransientError("database-busy", str(error)) from error
     return True
@@ -285,6 +317,36 @@ def release(instances: list[Instance]) -> None:
                 for instance in members
             ),
         )
-    Instance.objects.filter(pk__in=[instance.pk for instance in held]).update(released_at=now)
+    with transaction.atomic():
+        Instance.objects.filter(pk__in=[instance.pk for instance in held]).update(released_at=now)
+        recount({instance.series_id for instance in held})
     for instance in instances:
         storage().remove(instance.path)
+
+
+def recount(series_keys: Iterable[int]) -> None:
+    """Set ``instances_count`` of these series anew. Call it in the transaction that changed what they hold."""
+    keys = list(series_keys)
+    held = Instance.objects.filter(series__in=keys, is_variant=False, released_at=None)
+    counts = dict(held.order_by().values_list("series_id").annotate(count=Count("pk")))
+    for key in keys:
+        Series.objects.filter(pk=key).update(instances_count=counts.get(key, 0))
+
+
+def ensure_digests(instance_key: int) -> Instance:
+    """The instance with all its digests; those that cost a second reading are computed on the first call.
+
+    Raises: PermanentError("instance-gone"), TransientError("recall-failed").
+    """
+    instance = Instance.objects.filter(pk=instance_key).first()
+    if instance is None:
+        raise PermanentError("instance-gone", f"no instance {instance_key} in the index")
+    if not instance.digests_done:
+        path = storage().local_path(instance.path)
+        with path.open("rb") as file:
+            header = read_header(file)
+            instance.pixel_sha256 = pixel_sha256(file, header)
+        instance.frames_sha256 = frames_sha256(path, header)
+        instance.digests_done = True
+        instance.save(update_fields=["pixel_sha256", "frames_sha256", "digests_done"])
+    return instance

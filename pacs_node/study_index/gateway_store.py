@@ -11,7 +11,7 @@ from gateway.protocols import HeldInstance
 from pacs_node.storage.filesystem import storage
 from pacs_node.study_index import actions
 from pacs_node.study_index.models import Instance, Series, Study
-from standards.digests import frames_sha256, root_hash
+from standards.digests import root_hash
 from standards.errors import PermanentError
 
 _BATCH = 500
@@ -125,21 +125,19 @@ class IndexedStore:
         """The stored Part 10 file. Raises PermanentError("instance-gone")."""
         return storage().open(self._path(instance_key))
 
+    def find(self, sop_instance_uid: str, dataset_sha256: str) -> int | None:
+        """The key of the instance with this content, if it is held here."""
+        chosen = _held().filter(sop_instance_uid=sop_instance_uid, dataset_sha256=dataset_sha256)
+        return chosen.values_list("pk", flat=True).first()
+
     def ensure_frames_digest(self, instance_key: int) -> str | None:
         """The canonical frames digest, computed and kept on first call; None where it does not apply."""
-        instance = Instance.objects.filter(pk=instance_key).first()
-        if instance is None:
-            raise PermanentError("instance-gone", f"no instance {instance_key} in the index")
-        if not instance.frames_digest_done:
-            instance.frames_sha256 = frames_sha256(storage().local_path(instance.path))
-            instance.frames_digest_done = True
-            instance.save(update_fields=["frames_sha256", "frames_digest_done"])
-        return instance.frames_sha256
+        return actions.ensure_digests(instance_key).frames_sha256
 
     def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str) -> tuple[int, str]:
         """Take one Part 10 file in: durable, indexed, exactly once; see ``actions.ingest`` for what it raises."""
         taken = actions.ingest(stream, source_ae_title=source, expected_sop_instance=sop_instance_uid)
-        return taken.instance.pk, taken.outcome
+        return taken.instance_key, taken.outcome
 
     def release(self, instance_keys: Iterable[int]) -> None:
         """Let go of the files of these instances; journalled, the index keeps that they were here."""

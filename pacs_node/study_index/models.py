@@ -40,7 +40,7 @@ class Study(models.Model):
 
 
 class Series(models.Model):
-    """A series of a study."""
+    """A series of a study. ``instances_count``: of its instances, those held here that are no variants."""
 
     study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="series")
     series_instance_uid = models.CharField(max_length=64, db_index=True)
@@ -52,6 +52,7 @@ class Series(models.Model):
     body_part_examined = models.CharField(max_length=64, blank=True)
     station_name = models.CharField(max_length=64, blank=True)
     attributes = models.JSONField(default=dict)
+    instances_count = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -60,7 +61,11 @@ class Series(models.Model):
 
 
 class Instance(models.Model):
-    """A stored SOP instance. ``(sop_instance_uid, dataset_sha256)`` is its identity; a conflicting one is a variant."""
+    """A stored SOP instance. ``(sop_instance_uid, dataset_sha256)`` is its identity; a conflicting one is a variant.
+
+    Of the three digests the first is known when the instance is answered for. The others cost a second reading: who
+    needs them first has them computed (``actions.ensure_digests``), and ``digests_done`` says that they are final.
+    """
 
     series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="instances")
     sop_instance_uid = models.CharField(max_length=64)
@@ -69,7 +74,7 @@ class Instance(models.Model):
     dataset_sha256 = models.CharField(max_length=64)
     pixel_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001  null: no pixels, "" would be a lie
     frames_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001  null: not decodable without loss
-    frames_digest_done = models.BooleanField(default=False)
+    digests_done = models.BooleanField(default=False)
     is_variant = models.BooleanField(default=False)
     instance_number = models.IntegerField(null=True)
     number_of_frames = models.PositiveIntegerField(default=1)

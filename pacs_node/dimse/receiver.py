@@ -1,0 +1,261 @@
+"""Associations that only store: once pynetdicom has negotiated, one blocking loop takes the socket over.
+
+pynetdicom polls, copies and queues; for thousands of images that costs more than storing them. Here a fragment goes
+from the socket into the memory that is written to the disk, and nothing else happens on its way but the digest.
+"""
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from ssl import SSLSocket
+from typing import Any, Final
+
+import structlog
+from django.db import connection
+from pynetdicom.association import Association
+
+from pacs_node.config import storage_sop_classes
+from pacs_node.dimse.store import Arriving
+from standards import upper_layer
+from standards.errors import PermanentError, TransientError
+
+log = structlog.get_logger(__name__)
+
+LARGEST_PDU_BYTES: Final = 4 << 20
+"""More than any sane peer sends whatever was negotiated; a PDU can announce 4 GiB."""
+
+_VERIFICATION: Final = "1.2.840.10008.1.1"
+_SHORTEST_PDU: Final = 10
+"""Release and abort have ten bytes; a P-DATA-TF has as many before its first presentation context id."""
+_SUCCESS: Final = 0x0000
+_UNRECOGNISED_OPERATION: Final = 0x0211
+
+
+def take_over_when_only_storing(association: Association) -> None:
+    """Have ``association``, not yet negotiated, served by a :class:`Receiver` if that is all it comes to."""
+    dul, poll, serve = association.dul, association.dul._is_transport_event, association._run_reactor
+
+    def is_transport_event() -> bool:
+        # From the moment it is established pynetdicom must not read a byte that is the receiver's.
+        if dul.state_machine.current_state == "Sta6" and _only_stores(association):
+            return False
+        return bool(poll())
+
+    def run() -> None:
+        if _only_stores(association):
+            _run_receiver(association)
+        else:
+            serve()
+
+    dul._is_transport_event = is_transport_event
+    association._run_reactor = run
+
+
+def _only_stores(association: Association) -> bool:
+    accepted = association.accepted_contexts
+    return bool(accepted) and all(
+        context.abstract_syntax == _VERIFICATION or str(context.abstract_syntax) in storage_sop_classes()
+        for context in accepted
+    )
+
+
+def _run_receiver(association: Association) -> None:
+    dul = association.dul
+    while dul.is_alive() and dul.state_machine.current_state == "Sta3":  # the acceptance is on its way out
+        time.sleep(0.001)
+    dul.kill_dul()
+    dul.join()
+    wrapper = dul.socket
+    if wrapper is None or wrapper.socket is None:
+        return
+    association.abort = partial(_hang_up, wrapper.socket)
+    try:
+        Receiver(association, wrapper.socket).run()
+    finally:
+        association.is_established = False
+        association._kill = True
+        connection.close()
+
+
+def _hang_up(peer: socket.socket, *_: Any, **__: Any) -> None:
+    """End the association from another thread."""
+    with contextlib.suppress(OSError):
+        peer.send(upper_layer.abort())
+    with contextlib.suppress(OSError):
+        peer.shutdown(socket.SHUT_RDWR)
+
+
+class Receiver:
+    """Serves C-STORE and C-ECHO on an established association until the peer is done, silent or wrong."""
+
+    def __init__(self, association: Association, peer: socket.socket) -> None:
+        self._association = association
+        self._socket = peer
+        self._largest_answer = association.requestor.maximum_length or 0
+        self._timeout = association.network_timeout or 60.0
+        self._contexts = {
+            context.context_id: (str(context.abstract_syntax), str(context.transfer_syntax[0]))
+            for context in association.accepted_contexts
+        }
+        self._head = bytearray(_SHORTEST_PDU)
+        self._command = bytearray()
+        self._context_id = 0
+        self._arriving: Arriving | None = None
+        self._fill: Callable[[memoryview], None] = self._fill_tls
+        if not isinstance(peer, SSLSocket):
+            self._fill = self._fill_plain
+            seconds, fraction = divmod(self._timeout, 1)
+            peer.settimeout(None)
+            peer.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1_000_000))
+            )
+            peer.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(fraction * 1_000_000))
+            )
+
+    def run(self) -> None:
+        """Return when the association is over; whatever ends it is logged, unless the peer released it."""
+        try:
+            while self._serve_pdu():
+                pass
+        except PermanentError as error:
+            self._end(error.code, error.detail)
+            self._abort(upper_layer.INVALID_PARAMETER_VALUE)
+        except TransientError as error:
+            self._end(error.code, error.detail)
+            if error.code == "timed-out":
+                self._abort(upper_layer.REASON_NOT_SPECIFIED)
+        except OSError as error:
+            self._end("connection-lost", error.strerror or str(error))
+        finally:
+            if self._arriving is not None:
+                self._arriving.close()
+
+    def _end(self, code: str, detail: str) -> None:
+        log.warning(
+            "association-ended", code=code, detail=detail, calling_ae_title=self._association.requestor.ae_title
+        )
+
+    def _abort(self, reason: int) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.sendall(upper_layer.abort(reason=reason))
+
+    # Reading
+
+    def _fill_plain(self, view: memoryview) -> None:
+        """Fill ``view`` by one system call, within the timeout of the socket. Raises: TransientError."""
+        try:
+            count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
+        except BlockingIOError:
+            raise TransientError("timed-out", "the peer is silent") from None
+        if count < len(view):
+            raise TransientError("connection-lost", "the peer closed, or stalled, within a PDU")
+
+    def _fill_tls(self, view: memoryview) -> None:
+        try:
+            count = upper_layer.receive_into(self._socket, view, time.monotonic() + self._timeout)
+        except TimeoutError:
+            raise TransientError("timed-out", "the peer is silent") from None
+        if count < len(view):
+            raise TransientError("connection-lost", "the peer closed within a PDU")
+
+    def _serve_pdu(self) -> bool:
+        """Read one PDU and do what it says; False when the association is over.
+
+        Raises: PermanentError("invalid-pdu"), TransientError "timed-out", "connection-lost", "aborted".
+        """
+        head = memoryview(self._head)
+        try:
+            self._fill(head)
+        except TransientError as error:
+            if error.code == "connection-lost" and self._arriving is None and not self._command:
+                return False  # the peer hung up between messages: impolite, but nothing is lost
+            raise
+        kind, length, item = struct.unpack(">BxLL", head)
+        if kind == upper_layer.RELEASE_RQ and length == 4:
+            self._socket.sendall(upper_layer.RELEASE_RP_PDU)
+            self._await_close()
+            return False
+        if kind == upper_layer.ABORT:
+            raise TransientError("aborted", "the peer aborted the association")
+        if kind != upper_layer.P_DATA_TF:
+            raise PermanentError("invalid-pdu", f"a PDU of type {kind:02X} out of turn")
+        if not upper_layer.PDV_HEADER_BYTES <= length <= LARGEST_PDU_BYTES:
+            raise PermanentError("invalid-pdu", f"a P-DATA-TF of {length} bytes is announced")
+        left = length - 4
+        while True:
+            if not 2 <= item <= left:
+                raise PermanentError("invalid-pdu", f"a fragment of {item} bytes where {left} are left")
+            left -= item
+            self._serve_fragment(item - 2)
+            if not left:
+                return True
+            if left < upper_layer.PDV_HEADER_BYTES:
+                raise PermanentError("invalid-pdu", "a fragment breaks off in its header")
+            item = int.from_bytes(self._read(4), "big")
+            left -= 4
+
+    def _read(self, count: int) -> bytearray:
+        data = bytearray(count)
+        if count:
+            self._fill(memoryview(data))
+        return data
+
+    def _await_close(self) -> None:
+        """The peer closes after a release; should it not, the timeout does."""
+        with contextlib.suppress(OSError):
+            self._socket.settimeout(min(self._timeout, 5))
+            self._socket.recv(1)
+
+    # Messages
+
+    def _serve_fragment(self, length: int) -> None:
+        context_id, control = self._read(2)
+        is_command, is_last = control & 1, control & 2
+        if context_id not in self._contexts:
+            raise PermanentError("invalid-pdu", f"presentation context {context_id} was not accepted")
+        if bool(is_command) == (self._arriving is not None):
+            raise PermanentError("invalid-pdu", "a command and a data set in each other's place")
+        if (self._command or self._arriving is not None) and context_id != self._context_id:
+            raise PermanentError("invalid-pdu", "a message changes its presentation context")
+        self._context_id = context_id
+        if self._arriving is not None:
+            self._arriving.receive(length, self._fill)
+            if is_last:
+                arriving, self._arriving = self._arriving, None
+                self._answer(arriving.request, **arriving.finish())
+            return
+        if len(self._command) + length > upper_layer.LARGEST_COMMAND_BYTES:
+            raise PermanentError("invalid-pdu", "a command set that is too long")
+        self._command += self._read(length)
+        if is_last:
+            command = upper_layer.decode_command(self._command)
+            self._command.clear()
+            self._begin(command)
+
+    def _begin(self, command: dict[str, Any]) -> None:
+        kind = command["CommandField"]
+        if "MessageID" not in command and kind != upper_layer.C_CANCEL_RQ:
+            raise PermanentError("invalid-command", "MessageID is missing")
+        if command["CommandDataSetType"] != upper_layer.NO_DATASET:
+            abstract_syntax, transfer_syntax = self._contexts[self._context_id]
+            status = None if kind == upper_layer.C_STORE_RQ else _UNRECOGNISED_OPERATION
+            self._arriving = Arriving(self._association, command, abstract_syntax, transfer_syntax, status)
+        elif kind == upper_layer.C_ECHO_RQ:
+            self._answer(command, Status=_SUCCESS)
+        elif kind != upper_layer.C_CANCEL_RQ and not kind & upper_layer.RESPONSE:
+            self._answer(command, Status=_UNRECOGNISED_OPERATION)
+
+    def _answer(self, request: dict[str, Any], **outcome: Any) -> None:
+        answer = {
+            "AffectedSOPClassUID": request.get("AffectedSOPClassUID"),
+            "CommandField": request["CommandField"] | upper_layer.RESPONSE,
+            "MessageIDBeingRespondedTo": request["MessageID"],
+            "CommandDataSetType": upper_layer.NO_DATASET,
+            "AffectedSOPInstanceUID": request.get("AffectedSOPInstanceUID"),
+            **outcome,
+        }
+        self._socket.sendall(upper_layer.message(self._context_id, answer, self._largest_answer))

@@ -1,0 +1,223 @@
+"""Putting instances into the index: those that several associations bring at once become durable by one commit."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final
+
+from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from gateway.actions import record_conflict, record_held
+from gateway.protocols import HeldInstance
+from pacs_node.study_index.attributes import IndexRows
+from pacs_node.study_index.models import Instance, Series, Study
+
+_BATCH: Final = 64
+_REMEMBERED: Final = 4096
+
+
+@dataclass(eq=False)
+class Entry:
+    """An instance whose file lies at ``key``, on its way into the index; afterwards ``instance_key`` or ``error``.
+
+    ``conflicts_with``: the data set digest of the instance that has its UID, when it is kept as a variant.
+    """
+
+    rows: IndexRows
+    key: str
+    is_variant: bool = False
+    conflicts_with: str = ""
+    instance_key: int = 0
+    series_key: int = 0
+    error: DatabaseError | None = None
+    done: bool = field(default=False, repr=False)
+
+
+class GroupCommit:
+    """Calls ``write`` with all entries that wait: whoever gets its turn writes for the others too."""
+
+    def __init__(self, write: Callable[[list[Entry]], None]) -> None:
+        self._write = write
+        self._waiting: list[Entry] = []
+        self._queue = threading.Lock()
+        self._turn = threading.Lock()
+
+    def __call__(self, entry: Entry) -> None:
+        """Return when ``entry`` is committed. Raises: what its own writing raised."""
+        with self._queue:
+            self._waiting.append(entry)
+        while not entry.done:
+            with self._turn:
+                if entry.done:
+                    break
+                with self._queue:
+                    batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                try:
+                    self._write(batch)
+                finally:
+                    for member in batch:
+                        member.done = True
+        if entry.error is not None:
+            raise entry.error
+        if not entry.instance_key:
+            raise OperationalError("the commit that this instance was part of was broken off")
+
+
+def write_entries(batch: list[Entry]) -> None:
+    """One transaction for all; where it fails, one for each, so that nobody fails for a neighbour."""
+    try:
+        with transaction.atomic():
+            for entry in batch:
+                _insert(entry)
+            _count(batch)
+            _announce(batch)
+    except DatabaseError as error:
+        for entry in batch:
+            entry.instance_key = 0
+        if len(batch) == 1:
+            batch[0].error = error
+            return
+        for entry in batch:
+            write_entries([entry])
+        return
+    for entry in batch:
+        _remember(entry.rows)
+
+
+commit = GroupCommit(write_entries)
+
+
+def _insert(entry: Entry) -> None:
+    if not _is_remembered(entry.rows):
+        _merge(entry.rows)
+    if not _insert_instance(entry):
+        _merge(entry.rows)  # remembered, yet gone: another process emptied the tables
+        if not _insert_instance(entry):
+            raise IntegrityError("the series of the instance is not in the index")
+
+
+# The one statement of the hot path that is not left to the ORM: it finds the series and inserts in one go.
+
+
+@cache
+def _statement() -> tuple[str, tuple[Any, ...]]:
+    fields = tuple(f for f in Instance._meta.local_concrete_fields if f.name not in ("id", "series"))
+    quote = connection.ops.quote_name
+    series, study = quote(Series._meta.db_table), quote(Study._meta.db_table)
+    columns = ", ".join(quote(f.column) for f in fields)
+    values = ", ".join(["%s"] * len(fields))
+    return (
+        f"INSERT INTO {quote(Instance._meta.db_table)} (series_id, {columns}) "  # noqa: S608  names of our own models
+        f"SELECT {series}.id, {values} FROM {series} JOIN {study} ON {study}.id = {series}.study_id "
+        f"WHERE {series}.series_instance_uid = %s AND {study}.study_instance_uid = %s "
+        f"AND {study}.patient_id = %s AND {study}.issuer_of_patient_id = %s RETURNING id, series_id"
+    ), fields
+
+
+def _insert_instance(entry: Entry) -> bool:
+    statement, fields = _statement()
+    rows = entry.rows
+    values = {**rows.instance, "path": entry.key, "is_variant": entry.is_variant, "created_at": timezone.now()}
+    given = [f.get_db_prep_save(values[f.name] if f.name in values else f.get_default(), connection) for f in fields]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            statement,
+            [
+                *given,
+                rows.series["series_instance_uid"],
+                rows.study["study_instance_uid"],
+                rows.study["patient_id"],
+                rows.study["issuer_of_patient_id"],
+            ],
+        )
+        found = cursor.fetchone()
+    if found is None:
+        return False
+    entry.instance_key, entry.series_key = found
+    return True
+
+
+def _count(batch: list[Entry]) -> None:
+    added: dict[int, int] = {}
+    for entry in batch:
+        if not entry.is_variant:
+            added[entry.series_key] = added.get(entry.series_key, 0) + 1
+    for key, count in added.items():
+        Series.objects.filter(pk=key).update(instances_count=F("instances_count") + count)
+
+
+def _announce(batch: list[Entry]) -> None:
+    record_held(
+        [
+            HeldInstance(
+                entry.instance_key,
+                entry.series_key,
+                entry.rows.study["study_instance_uid"],
+                entry.rows.instance["sop_instance_uid"],
+                entry.rows.instance["dataset_sha256"],
+            )
+            for entry in batch
+        ]
+    )
+    for entry in batch:
+        if entry.is_variant:
+            record_conflict(
+                study_instance_uid=entry.rows.study["study_instance_uid"],
+                sop_instance_uid=entry.rows.instance["sop_instance_uid"],
+                kept_sha256=entry.conflicts_with,
+                variant_sha256=entry.rows.instance["dataset_sha256"],
+                source_ae_title=entry.rows.instance["source_ae_title"],
+            )
+
+
+# Study and series rows
+
+_merged: OrderedDict[str, None] = OrderedDict()
+"""Study and series values that the rows have taken over already: all but the first image of a series find theirs."""
+_merged_lock = threading.Lock()
+
+
+def _fingerprint(rows: IndexRows) -> str:
+    return json.dumps([rows.study, rows.series], sort_keys=True, ensure_ascii=False)
+
+
+def _is_remembered(rows: IndexRows) -> bool:
+    return _fingerprint(rows) in _merged
+
+
+def _remember(rows: IndexRows) -> None:
+    with _merged_lock:
+        _merged[_fingerprint(rows)] = None
+        if len(_merged) > _REMEMBERED:
+            _merged.popitem(last=False)
+
+
+def _merge(rows: IndexRows) -> None:
+    study, created = Study.objects.get_or_create(
+        study_instance_uid=rows.study["study_instance_uid"],
+        patient_id=rows.study["patient_id"],
+        issuer_of_patient_id=rows.study["issuer_of_patient_id"],
+        defaults=rows.study,
+    )
+    if not created:
+        _fill_blanks(study, rows.study)
+    series, created = Series.objects.get_or_create(
+        study=study, series_instance_uid=rows.series["series_instance_uid"], defaults=rows.series
+    )
+    if not created:
+        _fill_blanks(series, rows.series)
+
+
+def _fill_blanks(row: Study | Series, values: dict[str, Any]) -> None:
+    """What the first instance did not say, a later one may; nothing that was said changes."""
+    missing = [name for name, value in values.items() if value not in ("", None, {}) and not getattr(row, name)]
+    missing = [name for name in missing if getattr(row, name) != values[name]]
+    if missing:
+        for name in missing:
+            setattr(row, name, values[name])
+        row.save(update_fields=[*missing, "updated_at"])
