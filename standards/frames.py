@@ -39,10 +39,13 @@ class FrameLayout:
     @property
     def bits(self) -> int:
         """Bits of one native frame as stored, chroma subsampling included."""
-        samples: float = self.samples
-        if self.photometric_interpretation == "YBR_FULL_422":
-            samples = 2
-        return int(self.rows * self.columns * samples * self.bits_allocated)
+        samples = 2 if self.is_subsampled else self.samples
+        return self.rows * self.columns * samples * self.bits_allocated
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether two pixels share their chroma in native frames."""
+        return self.samples == 3 and self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
 
 
 def number(dataset: Dataset, keyword: str, default: int | None = None) -> int:

@@ -78,6 +78,17 @@ def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]
     return _decoded(stored, shape, header)
 
 
+def stored_values(stored: bytes, header: Header) -> Frame | None:
+    """A grey frame with the bits above Bits Stored, in which old objects keep overlays; None where codecs drop them."""
+    shape = layout(header)
+    if header.encapsulated or shape.samples > 1 or shape.bits_allocated not in (8, 16, 32):
+        return None
+    little = transfer_syntaxes.is_little_endian(header.transfer_syntax)
+    count = shape.rows * shape.columns
+    values = np.frombuffer(stored, f"{'<' if little else '>'}u{shape.bits_allocated // 8}", count)
+    return values.reshape(shape.rows, shape.columns)
+
+
 def _native(raw: bytes, shape: FrameLayout, header: Header) -> Frame:
     needed = -(-shape.bits // 8)
     if len(raw) < needed:
@@ -95,7 +106,7 @@ def _native(raw: bytes, shape: FrameLayout, header: Header) -> Frame:
         kind = "i" if shape.is_signed else "u"
         values = np.frombuffer(raw, f"{'<' if little else '>'}{kind}{shape.bits_allocated // 8}", count)
     values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    if shape.photometric_interpretation == "YBR_FULL_422" and shape.samples == 3:
+    if shape.is_subsampled:
         return _full_chroma(values, shape)
     if shape.samples > 1 and shape.planar_configuration == 1:
         planes = values.reshape(shape.samples, shape.rows, shape.columns)

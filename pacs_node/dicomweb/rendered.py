@@ -1,6 +1,7 @@
 """WADO-RS: pictures for people and thumbnails. Source: PS3.18 10.4.1.1.3, 8.3.5.1"""
 
 import re
+import threading
 from typing import Final
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -15,15 +16,26 @@ from pacs_node.dicomweb.retrieval import (
     existing,
     header_of,
     not_modified,
+    plain_of,
+    plain_source,
+    table_of,
 )
-from pacs_node.dicomweb.wado import frame_numbers
-from pacs_node.storage.filesystem import storage
+from pacs_node.dicomweb.segments import FileRange, Segments, ranged
+from pacs_node.dicomweb.wado import frame_numbers, stored_frame
 from pacs_node.study_index.models import Instance
+from standards import transfer_syntaxes
 from standards.errors import PermanentError
+from standards.frames import read_from_table
 from standards.media_types import Offer, negotiate
-from standards.render import MEDIA_TYPES, Window, render
+from standards.part10 import text
+from standards.render import MEDIA_TYPES, Viewport, Window, render_stored
+from standards.transfer_syntaxes import frame_media_type
 
-THUMBNAIL: Final = (128, 128)
+THUMBNAIL: Final = Viewport(128, 128, enlarge=False)
+_TO_THE_EDGE: Final = 1e9
+_DOCUMENT: Final = 0x00420011
+# A picture of a large image costs up to a hundred megabytes while it is made, and all threads share two processors.
+_RENDERERS: Final = threading.BoundedSemaphore(2)
 _OFFERS: Final = [Offer(kind) for kind in MEDIA_TYPES]
 _FUNCTIONS: Final = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
 
@@ -46,19 +58,27 @@ def _window(request: HttpRequest) -> Window | None:
     center, width = _numbers(value, "window", 2)
     name = value.split(",")[2].strip().lower() if value.count(",") == 2 else "linear"
     function = _FUNCTIONS.get(name)
-    if function is None or width < 1 or value.count(",") > 2:
+    if function is None or width <= 0 or (function == "LINEAR" and width < 1) or value.count(",") > 2:
         raise PermanentError("invalid-parameter", "window is a center, a width from 1, and perhaps a function.")
     return Window(center, width, function)
 
 
-def _viewport(request: HttpRequest, default: tuple[int, int] | None) -> tuple[int, int] | None:
+def _viewport(request: HttpRequest, default: Viewport | None) -> Viewport | None:
+    """``vw,vh`` or ``vw,vh,sx,sy,sw,sh``, of which all but the first two may be empty. Source: PS3.18 8.3.5.1.3"""
     value = request.GET.get("viewport", "")
     if not value:
         return default
-    width, height = _numbers(value, "viewport", 2)
+    parts = [part.strip() for part in value.split(",")]
+    if len(parts) not in (2, 6):
+        raise PermanentError("invalid-parameter", "viewport is two or six numbers parted by commas.")
+    width, height = _numbers(",".join(parts[:2]), "viewport", 2)
     if width < 1 or height < 1:
         raise PermanentError("invalid-parameter", "viewport is a width and a height from 1.")
-    return int(width), int(height)
+    if len(parts) == 2:
+        return Viewport(int(width), int(height))
+    left, top = (_numbers(part or "0", "viewport", 1)[0] for part in parts[2:4])
+    size = (_numbers(part, "viewport", 1)[0] if part else _TO_THE_EDGE for part in parts[4:])
+    return Viewport(int(width), int(height), (left, top, *size))
 
 
 def _quality(request: HttpRequest) -> int:
@@ -69,26 +89,60 @@ def _quality(request: HttpRequest) -> int:
 
 
 def _picture(
-    request: HttpRequest, instance: Instance, frame: int, cache: str, viewport: tuple[int, int] | None = None
+    request: HttpRequest, instance: Instance, frame: int, cache: str, viewport: Viewport | None = None
 ) -> HttpResponseBase:
     accept = request.GET.get("accept") or request.headers.get("Accept")
     offer = negotiate(accept, _OFFERS)
     if offer is None:
         raise PermanentError("not-acceptable", f"Pictures here are {', '.join(MEDIA_TYPES)}.")
     size, window, quality = _viewport(request, viewport), _window(request), _quality(request)
-    etag = etag_of([instance], "picture", frame, offer, size, window, quality)
+    return picture(request, instance, frame, cache, offer.type, size, window, quality)
+
+
+def picture(
+    request: HttpRequest,
+    instance: Instance,
+    frame: int,
+    cache: str,
+    media_type: str,
+    viewport: Viewport | None,
+    window: Window | None,
+    quality: int,
+) -> HttpResponseBase:
+    """One frame as a picture, with an ETag. Raises: PermanentError, see ``render.render_stored``."""
+    etag = etag_of([instance], "picture", frame, media_type, viewport, window, quality)
     if answer := not_modified(request, etag, cache):
         return answer
-    content = render(
-        storage().local_path(instance.path),
-        frame,
-        window=window,
-        viewport=size,
-        quality=quality,
-        media_type=offer.type,
-        header=header_of(instance),
-    )
-    return cached(HttpResponse(content, content_type=offer.type), etag, cache)
+    header = header_of(instance)
+    with _RENDERERS, plain_of(instance, header) as plain:
+        stored = read_from_table(plain, table_of(instance, header), frame)
+        content = render_stored(
+            stored, header, frame, window=window, viewport=viewport, quality=quality, media_type=media_type
+        )
+    return cached(HttpResponse(content, content_type=media_type), etag, cache)
+
+
+def _document(request: HttpRequest, instance: Instance) -> HttpResponseBase | None:
+    """What is no picture but has a form for people: a video as it is stored, a PDF as itself; None for the rest."""
+    header = header_of(instance)
+    if transfer_syntaxes.is_video(header.transfer_syntax):
+        kind = frame_media_type(header.transfer_syntax)
+        body = stored_frame(instance, header, table_of(instance, header), 0)
+    elif text(header.dataset, "MIMETypeOfEncapsulatedDocument") == "application/pdf":
+        kind = "application/pdf"
+        place = next((found[1:] for found in header.omitted if found[0] == _DOCUMENT), None)
+        if place:
+            body = [FileRange(plain_source(instance, header), *place)]
+        else:
+            body = [bytes(header.dataset.get("EncapsulatedDocument") or b"")]
+    else:
+        return None
+    if negotiate(request.GET.get("accept") or request.headers.get("Accept"), [Offer(kind)]) is None:
+        raise PermanentError("not-acceptable", f"This object is shown as {kind}.")
+    etag = etag_of([instance], "document", kind)
+    if answer := not_modified(request, etag, IMMUTABLE):
+        return answer
+    return cached(ranged(request, Segments(body), kind, etag), etag, IMMUTABLE)
 
 
 def _representative(reach: Reach, at: dict[str, str]) -> tuple[Instance, int]:
@@ -106,7 +160,8 @@ def _representative(reach: Reach, at: dict[str, str]) -> tuple[Instance, int]:
 def rendered(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """A picture of an instance's first frame, or of what represents a series or a study."""
     if "instance" in at:
-        return _picture(request, existing(reach, **at)[0], 0, IMMUTABLE)
+        instance = existing(reach, **at)[0]
+        return _document(request, instance) or _picture(request, instance, 0, IMMUTABLE)
     return _picture(request, *_representative(reach, at), REVALIDATE)
 
 
