@@ -50,15 +50,11 @@ def overlay_mask(dataset: Dataset, frame: int, shape: tuple[int, int], stored: N
         bits = _bits(dataset, group, plane, frame, stored)
         if bits is None:
             continue
-        if text(dataset, _tag(dataset, group, 0x0040)) == "R":
+        if str(_value(dataset, group, 0x0040)).strip() == "R":
             bits = _outline(bits)
         placed = _placed(bits, plane, shape)
         drawn = placed if drawn is None else drawn | placed
     return drawn
-
-
-def _tag(dataset: Dataset, group: int, number: int) -> Any:
-    return group << 16 | number if (group << 16 | number) in dataset else 0
 
 
 def _number(dataset: Dataset, group: int, number: int, default: int) -> int:

@@ -77,8 +77,8 @@ def _viewport(request: HttpRequest, default: Viewport | None) -> Viewport | None
     if len(parts) == 2:
         return Viewport(int(width), int(height))
     left, top = (_numbers(part or "0", "viewport", 1)[0] for part in parts[2:4])
-    size = (_numbers(part, "viewport", 1)[0] if part else _TO_THE_EDGE for part in parts[4:])
-    return Viewport(int(width), int(height), (left, top, *size))
+    across, down = (_numbers(part, "viewport", 1)[0] if part else _TO_THE_EDGE for part in parts[4:])
+    return Viewport(int(width), int(height), (left, top, across, down))
 
 
 def _quality(request: HttpRequest) -> int:
