@@ -257,6 +257,14 @@ def showable_in(text: str, codecs: Sequence[str]) -> str:
     return "".join(shown)
 
 
+def name_for(text: str, charset: str | Sequence[str] | None) -> str:
+    """:func:`encode_for` for a PN value, part by part: a spelt-out sign (≤ is "<=") brings in no delimiter of names."""
+    return "".join(
+        part if part in "^=" else re.sub(r"[\^=]", " ", encode_for(part, charset))
+        for part in re.split(r"([\^=])", text)
+    )
+
+
 def encode_dataset(ds: Dataset, charset: str | Sequence[str] | None) -> Dataset:
     """A deep copy whose texts can all be shown in ``charset`` and whose (0008,0005) says so; ``ds`` is not touched.
 
@@ -297,17 +305,7 @@ def _showable_value(element: DataElement, wanted: list[str]) -> object:
         return value
     many = isinstance(value, MultiValue | list | tuple)
     texts = [str(item) for item in (value if many else [value])]
-    if element.VR == "PN":
-        # Part by part, so that a spelt-out sign (≤ is "<=") cannot bring in a delimiter of the name.
-        texts = [
-            "".join(
-                part if part in "^=" else re.sub(r"[\^=]", " ", encode_for(part, wanted))
-                for part in re.split(r"([\^=])", text)
-            )
-            for text in texts
-        ]
-    else:
-        texts = [encode_for(text, wanted) for text in texts]
+    texts = [name_for(text, wanted) if element.VR == "PN" else encode_for(text, wanted) for text in texts]
     encodings = python_encodings(wanted)
     shown: list[object] = [PersonName(text, encodings) for text in texts] if element.VR == "PN" else list(texts)
     return MultiValue(lambda item: item, shown) if many else shown[0]

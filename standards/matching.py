@@ -1,13 +1,11 @@
-r"""Attribute matching of C-FIND, and the pieces from which an index builds the same matching in SQL.
-
-An index keeps ``person_names.fold`` of a name in a column and compares it with each of ``name_patterns(key)`` under
-``LIKE … ESCAPE '\'``.
+r"""Attribute matching of C-FIND and QIDO-RS. An index builds the same matching in SQL from the fields of the matchers.
 
 Source: PS3.4 C.2.2.2
 """
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, Protocol
 
 from pydicom.dataelem import DataElement
@@ -15,11 +13,14 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from standards.errors import PermanentError
-from standards.person_names import fold, fold_pattern, latin_key, latin_pattern
+from standards.person_names import fold_pattern, folds, latin_key, latin_pattern, rough_name
 from standards.uids import is_valid_uid
 
 RANGE_VRS: Final = frozenset({"DA", "TM", "DT"})
 _NO_WILDCARD_VRS: Final = frozenset({"AS", "AT", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "SV", "TM", "UI", "UL", "US", "UV"})  # fmt: skip # noqa: E501
+_NUMBER_VRS: Final = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
+_DECIMAL: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
+_LEAST_ROUGH_LETTERS: Final = 3
 _NOT_KEYS: Final = frozenset({0x00080005, 0x00080052, 0x00080054, 0x00080056, 0x00080201})
 _DATE = re.compile(r"\d{8}", re.ASCII)
 _TIME = re.compile(r"(\d\d)(?:(\d\d)(?:(\d\d)(?:\.(\d{1,6}))?)?)?", re.ASCII)
@@ -43,16 +44,34 @@ class Universal:
 
 
 @dataclass(frozen=True)
-class SingleValue:
-    """Equal after trimming; ``folded`` ignores case, ё and punctuation as names do."""
-
-    value: str
-    folded: bool = False
+class Empty:
+    """The key ``""`` of Empty Value Matching: what has no value (PS3.4 C.2.2.2.7)."""
 
     def matches(self, value: str) -> bool:
-        if self.folded:
-            return _name_matches(self.value, value)
-        return value.strip() == self.value.strip()
+        return not value.strip()
+
+
+@dataclass(frozen=True)
+class SingleValue:
+    """Equal after trimming."""
+
+    value: str
+
+    def matches(self, value: str) -> bool:
+        return value.strip() == self.value
+
+
+@dataclass(frozen=True)
+class Number:
+    """Equal as a number: ``1``, ``01`` and ``1.0`` are one."""
+
+    value: Decimal
+
+    def matches(self, value: str) -> bool:
+        try:
+            return number(value) == self.value
+        except PermanentError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -70,31 +89,44 @@ class Wildcard:
     """``*`` for any run of characters, ``?`` for one."""
 
     pattern: str
-    folded: bool = False
 
     def matches(self, value: str) -> bool:
-        if self.folded:
-            return _name_matches(self.pattern, value)
-        return _wildcard_match(self.pattern.strip(), value.strip())
+        return wildcard_match(self.pattern, value.strip())
+
+
+@dataclass(frozen=True)
+class NameMatch:
+    """One of the writings of a name fits one of ``patterns`` (under ``fold``), or the name one of the rough ``latin``
+    ones, since a device without Cyrillic was shown it that way. ``words``: fuzzy matching finds names that hold each.
+    """
+
+    patterns: tuple[str, ...]
+    latin: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+    def matches(self, value: str) -> bool:
+        writings = [writing for writing in folds(value) if writing]
+        if any(wildcard_match(pattern, writing) for pattern in self.patterns for writing in writings):
+            return True
+        rough = rough_name(value)
+        if any(wildcard_match(pattern, rough) for pattern in self.latin):
+            return bool(rough)
+        return bool(self.words) and all(word in rough for word in self.words)
 
 
 @dataclass(frozen=True)
 class RangeMatch:
-    """Between two bounds, both included; None is open. Values and bounds have the same normal form."""
+    """Between two bounds, both included; None is open. A value that leaves parts of a time out is its first instant."""
 
     vr: str
     low: str | None
     high: str | None
 
     def matches(self, value: str) -> bool:
-        if not value:
+        instant = normal_form(value, self.vr)
+        if not instant:
             return False
-        try:
-            low, high = _range(value, self.vr, as_value=True)
-        except PermanentError:
-            # A value that is no date lies in no range.
-            return False
-        return (self.low is None or (high or "") >= self.low) and (self.high is None or (low or "") <= self.high)
+        return (self.low is None or instant >= self.low) and (self.high is None or instant <= self.high)
 
 
 @dataclass(frozen=True)
@@ -107,23 +139,40 @@ class AnyOf:
         return any(matcher.matches(value) for matcher in self.matchers)
 
 
-def matcher_for(vr: str, key: str) -> Matcher:
+def matcher_for(vr: str, key: str, *, fuzzy: bool = False, empty: bool = False) -> Matcher:
     """The matcher a key asks for, by its VR; several values in ``key`` are parted by backslashes.
 
-    Raises: PermanentError "invalid-uid", "invalid-range".
+    ``fuzzy`` lets names match by sound, ``empty`` gives the key of two quotation marks its meaning.
+
+    Raises: PermanentError "invalid-uid", "invalid-range", "invalid-number".
     """
-    if key.strip(" \0") in ("", "*") or (vr == "PN" and not key.strip(" *^=\0")):
+    key = key.strip(" \0")
+    if key in ("", "*") or (vr == "PN" and not key.strip(" *^=\\")):
         return Universal()
+    if empty and key == '""':
+        return Empty()
     if vr == "UI":
         return UidList(tuple(uid_list(key)))
-    if vr in RANGE_VRS:
-        return RangeMatch(vr, *_range(key.strip(), vr))
     if "\\" in key and vr not in ("LT", "ST", "UT"):
-        return AnyOf(tuple(matcher_for(vr, part) for part in key.split("\\")))
-    folded = vr == "PN"
+        parts = (matcher_for(vr, part, fuzzy=fuzzy, empty=empty) for part in key.split("\\"))
+        chosen = tuple(part for part in parts if not isinstance(part, Universal))
+        return AnyOf(chosen) if chosen else Universal()
+    if vr in RANGE_VRS:
+        return RangeMatch(vr, *_range(key, vr))
+    if vr == "PN":
+        return _name_matcher(key, fuzzy=fuzzy)
+    if vr in _NUMBER_VRS:
+        return Number(number(key))
     if vr not in _NO_WILDCARD_VRS and ("*" in key or "?" in key):
-        return Wildcard(key, folded)
-    return SingleValue(key, folded)
+        return Wildcard(key)
+    return SingleValue(key)
+
+
+def number(text: str) -> Decimal:
+    """A number as DICOM writes it. Raises: PermanentError("invalid-number")."""
+    if not _DECIMAL.fullmatch(text.strip()):
+        raise PermanentError("invalid-number", f"{text[:40]!r} is not a number")
+    return Decimal(text.strip())
 
 
 def matches(query: Dataset, candidate: Dataset) -> bool:
@@ -186,15 +235,6 @@ def like_pattern(text: str) -> str:
     return escaped.replace("*", "%").replace("?", "_")
 
 
-def name_patterns(key: str) -> tuple[str, ...]:
-    """The LIKE patterns of a PN key, of which one must fit a column that holds ``person_names.fold`` of the name.
-
-    Carets count as spaces: ``ЩЁГОЛЕВ^П*`` gives ``щеголев п%``. ``Щёголев^*`` gives ``щеголев %`` and ``щеголев``, as
-    it asks for the whole family name, with or without more; it does not find «Щёголева».
-    """
-    return tuple(like_pattern(pattern) for pattern in _folded_patterns(key))
-
-
 def uid_list(text: str) -> list[str]:
     """The UIDs of a key, in order.
 
@@ -231,6 +271,14 @@ def datetime_range(text: str) -> Range:
     Raises: PermanentError("invalid-range").
     """
     return _range(text, "DT")
+
+
+def normal_form(value: str, vr: str) -> str:
+    """A DA as YYYYMMDD, a TM as HHMMSS.FFFFFF, a DT as both, in its first instant; "" for what is none."""
+    try:
+        return _range(value, vr, as_value=True)[0] or ""
+    except PermanentError:
+        return ""
 
 
 def _range(text: str, vr: str, *, as_value: bool = False) -> Range:
@@ -298,32 +346,31 @@ _SPANS: Final = {"DA": _date_span, "TM": _time_span, "DT": _datetime_span}
 # Names and wildcards
 
 
-def _folded_patterns(key: str) -> tuple[str, ...]:
-    pattern = fold_pattern(key)
-    whole = re.sub(r"( [*])+$", "", pattern)
-    return (pattern,) if whole == pattern else (f"{whole} *", whole)
-
-
-def _name_matches(key: str, value: str) -> bool:
-    """Whether any writing of the name (alphabetic, ideographic, phonetic) fits the key.
-
-    A key in Latin letters also finds a Cyrillic name by its transliteration, since a device without Cyrillic was shown
-    the name that way.
+def _name_matcher(key: str, *, fuzzy: bool) -> NameMatch:
+    """Carets count as spaces. A key without wildcards finds names that go on after it, as ``Щёголев`` finds «Щёголев
+    Пётр» and never «Щёголева»; ``Щёголев^*`` asks for the whole family name, with or without more.
     """
-    asked = next((group for group in key.split("=") if group.strip()), "")
-    for name in (value, *value.split("=")):
-        folded = fold(name)
-        if any(_wildcard_match(pattern, folded) for pattern in _folded_patterns(asked)):
-            return True
-        if asked.isascii() and not name.isascii():
-            rough = latin_key(name)
-            if any(_wildcard_match(latin_pattern(pattern), rough) for pattern in _folded_patterns(asked)):
-                return True
-    return False
+    patterns: list[str] = []
+    latin: list[str] = []
+    words: list[str] = []
+    for group in key.split("="):
+        pattern = fold_pattern(group)
+        if not pattern.strip("* "):
+            continue
+        whole = re.sub(r"( [*])+$", "", pattern)
+        own = [pattern] if whole == pattern and re.search("[*?]", pattern) else [whole, f"{whole} *"]
+        patterns += own
+        if group.isascii():
+            # Shch* and S* share the rough key s*: too short a piece would find half of all names.
+            latin += [
+                rough for rough in map(latin_pattern, own) if len(re.sub("[*? ]", "", rough)) >= _LEAST_ROUGH_LETTERS
+            ]
+        words += [word for word in map(latin_key, re.split("[*? ]+", pattern)) if word and fuzzy]
+    return NameMatch(tuple(patterns), tuple(latin), tuple(words))
 
 
-def _wildcard_match(pattern: str, text: str) -> bool:
-    """Linear in time however many stars a hostile key has."""
+def wildcard_match(pattern: str, text: str) -> bool:
+    """``*`` for any run of characters, ``?`` for one; linear in time however many stars a hostile key has."""
     at_pattern = at_text = 0
     star, resume = -1, 0
     while at_text < len(text):

@@ -106,6 +106,17 @@ def fold_pattern(text: str) -> str:
     return _WILD_NOT_WORD.sub(" ", _bare(text)).strip()
 
 
+def folds(value: str) -> tuple[str, str, str]:
+    """:func:`fold` of the alphabetic, ideographic and phonetic writing of a PN value; "" where there is none."""
+    groups = [*value.split("="), "", ""]
+    return fold(groups[0]), fold(groups[1]), fold(groups[2])
+
+
+def rough_name(value: str) -> str:
+    """:func:`latin_key` of the first writing of a PN value that says anything."""
+    return latin_key(next((group for group in value.split("=") if fold(group)), ""))
+
+
 def sort_key(text: str) -> str:
     """A key whose plain binary order is the order of the Russian alphabet, ё beside е, Latin before Cyrillic.
 

@@ -1,39 +1,30 @@
-"""The attributes that searches match and return, by level: where each is kept and how it is written in DICOM JSON.
+"""Answers of QIDO-RS in the DICOM JSON Model, written as text: no object is built for an element.
 
-Source: PS3.18 10.6.1, F.2
+Source: PS3.18 10.6.1.2, F.2
 """
 
+import json
 import re
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Callable, Iterable, Mapping
+from json.encoder import encode_basestring
+from typing import Any, Final
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 
+from pacs_node.study_index import keys as k
+from pacs_node.study_index.conditions import zone_offset
+from pacs_node.study_index.keys import BY_TAG, COLUMNS, KEPT, Level
+from pacs_node.study_index.queries import Counts, Row, Search, columns, zone_of_the_node
 from standards.errors import PermanentError
+from standards.periods import shifted
 
-Level = Literal["study", "series", "instance"]
-LEVELS: Final[tuple[Level, ...]] = ("study", "series", "instance")
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """An attribute kept in a column. ``default`` ones are returned without being asked for."""
-
-    keyword: str
-    level: Level
-    column: str
-    default: bool = True
-    in_file: bool = True
-
-    @property
-    def tag(self) -> str:
-        """Eight hexadecimal digits."""
-        return tag_of(self.keyword)
-
-    @property
-    def vr(self) -> str:
-        """From the dictionary."""
-        return dictionary_VR(int(self.tag, 16))
+_GROUPS: Final = ("Alphabetic", "Ideographic", "Phonetic")
+_WHOLE_TEXTS: Final = frozenset({"LT", "ST", "UT"})
+_OF_IMAGES: Final = frozenset(BY_TAG[tag].tag for tag in ("00280010", "00280011", "00280008"))
+_ROWS: Final = "00280010"
+_UIDS: Final[dict[Level, str]] = {"STUDY": "0020000D", "SERIES": "0020000E", "IMAGE": "00080018"}
+_PLACES: Final[dict[Level, str]] = {"STUDY": "studies", "SERIES": "series", "IMAGE": "instances"}
+Part = Callable[[Row], str]
 
 
 def tag_of(name: str) -> str:
@@ -46,63 +37,180 @@ def tag_of(name: str) -> str:
     return f"{tag:08X}"
 
 
-COLUMNS: Final[tuple[Attribute, ...]] = (
-    Attribute("StudyDate", "study", "study_date"),
-    Attribute("StudyTime", "study", "study_time"),
-    Attribute("AccessionNumber", "study", "accession_number"),
-    Attribute("ReferringPhysicianName", "study", "referring_physician_name"),
-    Attribute("TimezoneOffsetFromUTC", "study", "timezone_offset_from_utc", default=False),
-    Attribute("InstitutionName", "study", "institution_name", default=False),
-    Attribute("StudyDescription", "study", "study_description"),
-    Attribute("PatientName", "study", "patient_name"),
-    Attribute("PatientID", "study", "patient_id"),
-    Attribute("IssuerOfPatientID", "study", "issuer_of_patient_id", default=False),
-    Attribute("PatientBirthDate", "study", "patient_birth_date"),
-    Attribute("PatientSex", "study", "patient_sex"),
-    Attribute("StudyInstanceUID", "study", "study_instance_uid"),
-    Attribute("StudyID", "study", "study_id"),
-    Attribute("Modality", "series", "modality"),
-    Attribute("SeriesDescription", "series", "series_description"),
-    Attribute("SeriesDate", "series", "series_date", default=False),
-    Attribute("SeriesTime", "series", "series_time", default=False),
-    Attribute("BodyPartExamined", "series", "body_part_examined", default=False),
-    Attribute("StationName", "series", "station_name", default=False),
-    Attribute("SeriesInstanceUID", "series", "series_instance_uid"),
-    Attribute("SeriesNumber", "series", "series_number"),
-    Attribute("SOPClassUID", "instance", "sop_class_uid"),
-    Attribute("SOPInstanceUID", "instance", "sop_instance_uid"),
-    Attribute("AvailableTransferSyntaxUID", "instance", "transfer_syntax_uid"),
-    Attribute("InstanceNumber", "instance", "instance_number"),
-    Attribute("Rows", "instance", "rows"),
-    Attribute("Columns", "instance", "columns"),
-    Attribute("NumberOfFrames", "instance", "number_of_frames"),
-)
-BY_TAG: Final = {attribute.tag: attribute for attribute in COLUMNS}
-OF_LEVEL: Final = {level: tuple(a for a in COLUMNS if a.level == level) for level in LEVELS}
+def _text(value: object) -> str:
+    return encode_basestring(str(value))
 
 
-def element(tag: str, vr: str, value: Any) -> dict[str, Any]:
-    """One element of DICOM JSON; an empty value leaves ``Value`` out."""
-    values = value if isinstance(value, list) else [value]
-    values = [item for item in values if item not in ("", None)]
-    if vr == "PN":
-        values = [_person_name(str(item)) for item in values]
-    return {"vr": vr, "Value": values} if values else {"vr": vr}
+def _name(value: str) -> str:
+    groups = (f'"{name}":{_text(group)}' for name, group in zip(_GROUPS, value.split("="), strict=False) if group)
+    return f"{{{','.join(groups)}}}"
 
 
-def _person_name(value: str) -> dict[str, str]:
-    groups = zip(("Alphabetic", "Ideographic", "Phonetic"), value.split("="), strict=False)
-    return {name: group for name, group in groups if group}
+def element(tag: str, vr: str, value: Any) -> str:
+    """``"tag":{…}`` of a column's value; an empty one leaves ``Value`` out."""
+    head = f'"{tag}":{{"vr":"{vr}"'
+    if value is None or value in ("", []):
+        return head + "}"
+    if isinstance(value, int):
+        return f'{head},"Value":[{value}]}}'
+    if isinstance(value, str):
+        value = value.split("\\") if "\\" in value and vr not in _WHOLE_TEXTS else [value]
+    shown = (_name(one) if vr == "PN" else _text(one) for one in value)
+    return f'{head},"Value":[{",".join(shown)}]}}'
 
 
-def column_elements(row: Any, level: Level, wanted: frozenset[str] | None) -> dict[str, dict[str, Any]]:
-    """What ``row`` says at its level: default and ``wanted`` attributes (None: all)."""
-    found = {
-        a.tag: element(a.tag, a.vr, getattr(row, a.column))
-        for a in OF_LEVEL[level]
-        if a.default or wanted is None or a.tag in wanted
-    }
-    for tag, kept in row.attributes.items():
-        if wanted is None or tag in wanted:
-            found.setdefault(tag, kept)
-    return found
+Fields = dict[str, "Fields | None"]
+"""Tags that an answer shall include; of a sequence the attributes of its items, None for all of it."""
+
+
+def fields_of(names: Iterable[str]) -> Fields:
+    """What the values of ``includefield`` name. Raises: PermanentError("unknown-attribute")."""
+    fields: Fields = {}
+    for name in names:
+        at = fields
+        tags = [tag_of(part) for part in name.split(".")]
+        for tag in tags[:-1]:
+            inner = at.setdefault(tag, {})
+            if inner is None:
+                break
+            at = inner
+        else:
+            at[tags[-1]] = None
+    return fields
+
+
+class Writer:
+    """Writes the rows of one search. ``wanted`` None means everything; ``upper`` repeats the levels above."""
+
+    def __init__(self, asked: Search, fields: Fields | None, base: str, *, upper: bool) -> None:
+        self._asked, self._base, self._fields = asked, base, fields or {}
+        levels = k.tables_of(asked.level)
+        is_all, chosen = fields is None, self._fields.keys()
+        own = levels[-1]
+        shown = {
+            one.tag
+            for one in COLUMNS
+            if one.level in levels
+            and (
+                is_all
+                or one.tag in chosen
+                or (one.default and (one.level == own or (upper and one.tag != k.INSTANCES_OF_SERIES)))
+            )
+        }
+        shown |= {_UIDS[level] for level in levels}
+        self._kept = frozenset(tag for tag, level in KEPT.items() if level in levels and (is_all or tag in chosen))
+        self.wanted = sorted(shown | self._kept)
+        self._columns = columns(asked.level, self.wanted)
+        self._counted = k.OF_STUDY & chosen
+        if is_all or asked.level == "STUDY":
+            self._counted |= k.OF_STUDY - (frozenset() if is_all else {k.SOP_CLASSES_IN_STUDY} - chosen)
+        self._parts = self._compiled()
+
+    @property
+    def counts(self) -> bool:
+        """Whether ``Counts`` of the studies are written."""
+        return bool(self._counted)
+
+    @property
+    def sop_classes(self) -> bool:
+        """Whether the SOP classes of the studies are."""
+        return k.SOP_CLASSES_IN_STUDY in self._counted
+
+    def _compiled(self) -> list[tuple[str, Part]]:
+        at = {tag: position for position, tag in enumerate(self._columns)}
+        parts: dict[str, Part] = {tag: self._column(tag, position) for tag, position in at.items()}
+        parts["00080005"] = _constant(element("00080005", "CS", "ISO_IR 192"))
+        parts["00080056"] = _constant(element("00080056", "CS", "ONLINE"))
+        uids = [(_PLACES[level], at[_UIDS[level]]) for level in k.tables_of(self._asked.level)]
+        base = _text(self._base)[1:-1]
+
+        def url(row: Row) -> str:
+            path = "".join(f"/{place}/{row.values[position]}" for place, position in uids)
+            return f'"00081190":{{"vr":"UR","Value":["{base}{path}"]}}'
+
+        parts["00081190"] = url
+        if self._asked.zone is not None:
+            self._zoned(parts, at)
+        return sorted(parts.items())
+
+    def _column(self, tag: str, position: int) -> Part:
+        attribute = BY_TAG[tag]
+        vr = attribute.vr
+        if tag in _OF_IMAGES and _ROWS in self._columns:
+            rows = self._columns.index(_ROWS)
+            return lambda row: element(tag, vr, row.values[position]) if row.values[rows] is not None else ""
+        if vr == "UI":  # checked when it was stored: nothing in it needs an escape
+            head, tail = f'"{tag}":{{"vr":"UI","Value":["', '"]}'
+            return lambda row: f"{head}{row.values[position]}{tail}" if row.values[position] else element(tag, vr, "")
+        if vr in ("IS", "US"):
+            head = f'"{tag}":{{"vr":"{vr}","Value":['
+            return lambda row: f"{head}{v}]}}" if (v := row.values[position]) is not None else element(tag, vr, "")
+        return lambda row: element(tag, vr, row.values[position])
+
+    def _zoned(self, parts: dict[str, Part], at: Mapping[str, int]) -> None:
+        zone, default = self._asked.zone or 0, zone_of_the_node()
+        zone_at = at.get(k.TIMEZONE)
+
+        def moved(tag: str, date: int, time: int | None, which: int) -> Part:
+            def part(row: Row) -> str:
+                offset = zone_offset(row.values[zone_at], default) if zone_at is not None else default
+                pair = shifted(row.values[date], row.values[time] if time is not None else "", zone - offset)
+                return element(tag, BY_TAG[tag].vr, pair[which])
+
+            return part
+
+        for date, time in k.PERIODS:
+            if date.tag in at:
+                parts[date.tag] = moved(date.tag, at[date.tag], at.get(time.tag), 0)
+            if time.tag in at and date.tag in at:
+                parts[time.tag] = moved(time.tag, at[date.tag], at[time.tag], 1)
+        sign = "-" if zone < 0 else "+"
+        shown = f"{sign}{abs(zone) // 60:02}{abs(zone) % 60:02}"
+        parts[k.TIMEZONE] = _constant(element(k.TIMEZONE, "SH", shown))
+
+    def row(self, row: Row, counts: Mapping[int, Counts]) -> str:
+        """One entity as a JSON object."""
+        if not row.kept and not self._counted:
+            return f"{{{','.join([text for _, part in self._parts if (text := part(row))])}}}"
+        found = {tag: part(row) for tag, part in self._parts}
+        for attributes in row.kept:
+            for tag in self._kept & attributes.keys():
+                found.setdefault(tag, f'"{tag}":{_dumped(self._chosen(tag, attributes[tag]))}')
+        if self._counted:
+            found |= self._counts(counts[row.study_key])
+        return f"{{{','.join([text for _, text in sorted(found.items()) if text])}}}"
+
+    def _counts(self, counts: Counts) -> dict[str, str]:
+        values = {
+            k.MODALITIES_IN_STUDY: ("CS", counts.modalities),
+            k.SOP_CLASSES_IN_STUDY: ("UI", counts.sop_classes),
+            k.SERIES_OF_STUDY: ("IS", counts.series),
+            k.INSTANCES_OF_STUDY: ("IS", counts.instances),
+        }
+        return {tag: element(tag, *values[tag]) for tag in self._counted}
+
+    def _chosen(self, tag: str, kept: dict[str, Any]) -> dict[str, Any]:
+        fields = self._fields.get(tag)
+        return kept if fields is None else _only(kept, fields)
+
+
+def _only(kept: dict[str, Any], fields: Fields) -> dict[str, Any]:
+    """A sequence whose items have these attributes alone."""
+    items = [
+        {
+            tag: one if fields[tag] is None else _only(one, fields[tag] or {})
+            for tag, one in item.items()
+            if tag in fields
+        }
+        for item in kept.get("Value", [])
+        if isinstance(item, dict)
+    ]
+    return {"vr": kept["vr"], "Value": items} if items else {"vr": kept["vr"]}
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _constant(text: str) -> Part:
+    return lambda _row: text

@@ -2,18 +2,28 @@
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.views.decorators.http import require_GET
 
 from pacs_node.config import config
-from pacs_node.dicomweb import queries
-from pacs_node.dicomweb.attributes import Level
+from pacs_node.dicomweb.attributes import Writer
 from pacs_node.dicomweb.permissions import Reach, guarded
+from pacs_node.dicomweb.queries import parse
+from pacs_node.study_index.keys import Level
+from pacs_node.study_index.queries import counts_of, page
+from standards.dicom_xml import MEDIA_TYPE as XML
+from standards.dicom_xml import to_xml
 from standards.errors import PermanentError
+from standards.media_types import Offer, content_type, negotiate
+from standards.multipart import OutgoingPart, encode_related, new_boundary
 
-JSON = "application/dicom+json"
+JSON: Final = "application/dicom+json"
+_JSON_OFFER: Final = Offer(JSON)
+_OFFERS: Final = [_JSON_OFFER, Offer("application/json"), Offer(XML, multipart=True)]
 
 
 def service_root(request: HttpRequest) -> str:
@@ -23,33 +33,20 @@ def service_root(request: HttpRequest) -> str:
     return f"{asked if asked in known else known[0]}/dicom-web"
 
 
-def accepts_json(request: HttpRequest) -> None:
-    """Raises: PermanentError("not-acceptable") unless DICOM JSON (or JSON) will do."""
-    if not any(request.accepts(kind) for kind in (JSON, "application/json")):
-        raise PermanentError("not-acceptable", f"Only {JSON} is available here.")
-
-
-def json_answer(request: HttpRequest, body: Any) -> HttpResponse:
-    """A DICOM JSON body with an ETag; 304 when the client has it already."""
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    if request.headers.get("If-None-Match") == etag:
-        response = HttpResponse(status=304)
-    else:
-        response = HttpResponse(content, content_type=JSON)
-    response["ETag"] = etag
-    response["Cache-Control"] = "private, no-cache"
-    return response
-
-
-def _search(request: HttpRequest, reach: Reach, level: Level, **within: str) -> HttpResponse:
-    accepts_json(request)
-    search = queries.parse(level, request.GET)
-    rows = list(queries.search_rows(search, reach, within))
-    more = len(rows) > search.limit
-    upper = "study" not in within
-    response = json_answer(request, queries.results(search, rows[: search.limit], service_root(request), upper=upper))
-    warnings = [f"The key {name} is not matched here and was ignored." for name in sorted(set(search.ignored))]
+def _search(request: HttpRequest, reach: Reach, level: Level, **within: str) -> HttpResponseBase:
+    accept = request.headers.get("Accept", "")
+    offer = _JSON_OFFER if accept in ("", "*/*", JSON) else negotiate(accept, _OFFERS)
+    if offer is None:
+        raise PermanentError("not-acceptable", f"{JSON} and multipart/related; type={XML} are available here.")
+    asked = parse(level, request.GET, reach, within)
+    writer = Writer(asked.search, asked.fields, service_root(request), upper="study" not in within)
+    rows = page(asked.search, writer.wanted, asked.offset, asked.limit + 1)
+    more = len(rows) > asked.limit
+    del rows[asked.limit :]
+    counts = counts_of({row.study_key for row in rows}, sop_classes=writer.sop_classes) if writer.counts else {}
+    body = f"[{','.join([writer.row(row, counts) for row in rows])}]".encode()
+    response = _xml(body) if offer.type == XML else _json(request, body, offer.type)
+    warnings = [f"The key {name} is not matched here and was ignored." for name in sorted(asked.ignored)]
     if more:
         warnings.append("There are additional results that can be requested.")
     if warnings:  # Source: PS3.18 8.3.4.3
@@ -57,22 +54,49 @@ def _search(request: HttpRequest, reach: Reach, level: Level, **within: str) -> 
     return response
 
 
+def _json(request: HttpRequest, body: bytes, media_type: str) -> HttpResponse:
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    if etag in request.headers.get("If-None-Match", ""):
+        response = HttpResponse(status=304)
+    else:
+        response = HttpResponse(body, content_type=media_type)
+    response["ETag"] = etag
+    response["Cache-Control"] = "private, no-cache"
+    response["Vary"] = "Accept"
+    return response
+
+
+def _xml(body: bytes) -> HttpResponseBase:
+    found: list[dict[str, Any]] = json.loads(body)
+    if not found:
+        return HttpResponse(status=204)
+    boundary = new_boundary()
+
+    def parts() -> Iterator[OutgoingPart]:
+        for one in found:
+            yield OutgoingPart({"Content-Type": XML}, [to_xml(one)])
+
+    response = StreamingHttpResponse(encode_related(parts(), boundary), content_type=content_type(_OFFERS[2], boundary))
+    response["Cache-Control"] = "private, no-cache"
+    return response
+
+
 @require_GET
 @guarded("read")
-def studies(request: HttpRequest, reach: Reach) -> HttpResponse:
+def studies(request: HttpRequest, reach: Reach) -> HttpResponseBase:
     """``/studies``"""
-    return _search(request, reach, "study")
+    return _search(request, reach, "STUDY")
 
 
 @require_GET
 @guarded("read")
-def series(request: HttpRequest, reach: Reach, **within: str) -> HttpResponse:
+def series(request: HttpRequest, reach: Reach, **within: str) -> HttpResponseBase:
     """``/series`` and ``/studies/{study}/series``"""
-    return _search(request, reach, "series", **within)
+    return _search(request, reach, "SERIES", **within)
 
 
 @require_GET
 @guarded("read")
-def instances(request: HttpRequest, reach: Reach, **within: str) -> HttpResponse:
+def instances(request: HttpRequest, reach: Reach, **within: str) -> HttpResponseBase:
     """``/instances``, ``/studies/{study}/instances`` and ``/studies/{study}/series/{series}/instances``"""
-    return _search(request, reach, "instance", **within)
+    return _search(request, reach, "IMAGE", **within)

@@ -1,53 +1,98 @@
-"""C-FIND: patient and study root at all levels, and the Modality Worklist."""
+"""C-FIND as SCP: patient and study root at all levels, and the Modality Worklist.
+
+Source: PS3.4 C.4.1, C.5.1.1, K.4.1
+"""
 
 from collections.abc import Iterator
-from typing import Final, cast, get_args
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, cast, get_args
+from weakref import WeakKeyDictionary
 
 import structlog
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR
-from pydicom.dataelem import DataElement
+from django.db import Error as DatabaseError
+from pydicom.datadict import dictionary_has_tag
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pynetdicom import evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import (
     ModalityWorklistInformationFind,
     PatientRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelFind,
 )
 
 from pacs_node.clinic.queries import ClinicSchedule
-from pacs_node.config import config
 from pacs_node.dimse.admission import Peer, peer_of
+from pacs_node.dimse.channel import Channel, borrowed
 from pacs_node.dimse.connections import healthy_connection
-from pacs_node.dimse.statuses import CANCELLED, PENDING, refusal
-from pacs_node.study_index.queries import Found, Level, find
-from standards import charsets
-from standards.errors import PermanentError, RegisError
+from pacs_node.dimse.identifiers import Answers, total
+from pacs_node.dimse.statuses import CANCELLED, OUT_OF_RESOURCES, PENDING, SUCCESS, comment_text, refusal, status_of
+from pacs_node.study_index.keys import Level
+from pacs_node.study_index.queries import Counts, Row, Search, Tree, counts_of, every, search
+from standards import charsets, upper_layer
+from standards.errors import PermanentError, RegisError, TransientError
 from standards.part10 import read_identifier, text
 from worklist.scp import answers
 
 log = structlog.get_logger(__name__)
 
-_LEVEL: Final = 0x00080052
-_CHARACTER_SET: Final = 0x00080005
-_RETRIEVE_AE_TITLE: Final = 0x00080054
-_AVAILABILITY: Final = 0x00080056
+STUDY_FINDS: Final = frozenset(
+    {str(PatientRootQueryRetrieveInformationModelFind), str(StudyRootQueryRetrieveInformationModelFind)}
+)
+PENDING_WITH_WARNING: Final = 0xFF01
+_NOT_KEYS: Final = frozenset({"00080005", "00080052", "00080054", "00080056"})
+_BATCH: Final = 100
+_PATIENT_BATCH_STUDIES: Final = 500
 
-Answer = tuple[int | Dataset, Dataset | None]
+
+@dataclass(frozen=True)
+class Negotiated:
+    """What extended negotiation agreed on. Relational queries are answered in any case."""
+
+    relational: bool = False
+    combined: bool = False
+    fuzzy: bool = False
+    empty: bool = False
 
 
-def on_find(event: evt.Event) -> Iterator[Answer]:
-    """Answer one C-FIND; what goes wrong is a status with its reason, never a broken association."""
+_negotiated: WeakKeyDictionary[Association, dict[str, Negotiated]] = WeakKeyDictionary()
+
+
+def on_extended(event: evt.Event) -> dict[str, bytes]:
+    """Answer SOP Class Extended Negotiation of the FIND classes: byte by byte what is asked for and supported.
+
+    Bytes: relational queries, combined date-time matching, fuzzy names, time zone, enhanced multi-frame image
+    conversion (not supported), empty value matching, multiple value matching.
+    Source: PS3.4 C.5.1.1
+    """
+    supported = bytes((1, 1, 1, 1, 0, 1, 1))
+    accepted: dict[str, bytes] = {}
+    for uid, asked in event.app_info.items():
+        if str(uid) in STUDY_FINDS and asked:
+            given = bytes(min(one, ours) for one, ours in zip(asked, supported, strict=False))
+            accepted[str(uid)] = given
+            padded = given.ljust(len(supported), b"\0")
+            known = _negotiated.setdefault(event.assoc, {})
+            known[str(uid)] = Negotiated(bool(padded[0]), bool(padded[1]), bool(padded[2]), bool(padded[5]))
+    return accepted
+
+
+def on_find(event: evt.Event) -> Iterator[tuple[int | Dataset, Dataset | None]]:
+    """Answer a worklist query; what goes wrong is a status with its reason, never a broken association."""
     healthy_connection()
     try:
         peer = peer_of(event.assoc)
         is_worklist = event.request.AffectedSOPClassUID == ModalityWorklistInformationFind
         peer.require("worklist" if is_worklist else "query")
-        query = identifier_of(event, peer)
-        character_set = answer_character_set(query, peer)
-        if is_worklist:
-            found = answers(query, ClinicSchedule().items(query), character_set=character_set)
-        else:
-            found = _study_answers(query, str(event.request.AffectedSOPClassUID), character_set)
-        for answer in found:
+        encoded = event.request.Identifier
+        if encoded is None or not is_worklist:
+            raise PermanentError("invalid-key", "the request has no identifier")
+        query = read_identifier(
+            encoded.getvalue(), str(event.context.transfer_syntax), default_charset=peer.character_set
+        )
+        character_set = _answer_character_set(query, peer)
+        for answer in answers(query, ClinicSchedule().items(query), character_set=character_set):
             if event.is_cancelled:
                 yield CANCELLED, None
                 return
@@ -57,112 +102,160 @@ def on_find(event: evt.Event) -> Iterator[Answer]:
         yield refusal(error), None
 
 
-def identifier_of(event: evt.Event, peer: Peer) -> Dataset:
-    """The identifier of a request, read in the peer's character set where it names none.
-
-    Raises: PermanentError "invalid-key" without one, else as ``standards.part10.read_identifier``.
-    """
-    encoded = event.request.Identifier
-    if encoded is None:
-        raise PermanentError("invalid-key", "the request has no identifier")
-    return read_identifier(encoded.getvalue(), str(event.context.transfer_syntax), default_charset=peer.character_set)
+def serve_find(association: Association, request: Any, context_id: int) -> None:
+    """Serve a C-FIND of the Query/Retrieve classes on an association of pynetdicom's."""
+    with borrowed(association) as channel:
+        try:
+            _Find(association, channel, request, context_id).serve()
+        except TransientError as error:
+            log.warning("query-ended-early", code=error.code, detail=error.detail)
 
 
-def answer_character_set(query: Dataset, peer: Peer) -> str:
+class _Find:
+    """One C-FIND request on its way to its final response."""
+
+    def __init__(self, association: Association, channel: Channel, request: Any, context_id: int) -> None:
+        self.association, self.channel, self.context_id = association, channel, context_id
+        self.message_id = int(request.MessageID)
+        self.sop_class = str(request.AffectedSOPClassUID)
+        self.identifier = request.Identifier.getvalue() if request.Identifier is not None else b""
+        self.transfer_syntax = next(
+            (context.transfer_syntax for context in channel.contexts if context.context_id == context_id), ""
+        )
+
+    def serve(self) -> None:
+        """Answer, whatever happens. Raises TransientError when the asker's association is over."""
+        try:
+            healthy_connection()
+            cancelled = self._send_answers()
+        except TransientError as error:
+            if self.channel.ended:
+                raise
+            self._refuse(error)
+        except PermanentError as error:
+            self._refuse(error)
+        except DatabaseError as error:
+            log.exception("query-refused", code="database-busy")
+            self._final(OUT_OF_RESOURCES, f"database-busy: {type(error).__name__}")
+        else:
+            self._final(CANCELLED if cancelled else SUCCESS)
+
+    def _refuse(self, error: RegisError) -> None:
+        log.warning("query-refused", code=error.code, detail=error.detail)
+        self._final(status_of(error), str(error))
+
+    def _send_answers(self) -> bool:
+        """Whether it was cancelled."""
+        peer = peer_of(self.association)
+        peer.require("query")
+        if not self.identifier:
+            raise PermanentError("invalid-key", "the request has no identifier")
+        query = read_identifier(self.identifier, self.transfer_syntax, default_charset=peer.character_set)
+        level = level_of(query, self.sop_class)
+        agreed = _negotiated.get(self.association, {}).get(self.sop_class, Negotiated())
+        asked = search(level, tree_of(query), fuzzy=agreed.fuzzy, combined=agreed.combined, empty=agreed.empty)
+        writer = Answers(query, asked, _answer_character_set(query, peer), self.transfer_syntax)
+        status = PENDING_WITH_WARNING if asked.ignored else PENDING
+        head = upper_layer.message(self.context_id, self._response(status, upper_layer.DATASET_FOLLOWS), self._pdu)
+        found = _patients(asked, writer) if level == "PATIENT" else _entities(asked, writer)
+        while batch := list(islice(found, _BATCH)):
+            if self.channel.is_cancelled(self.message_id):
+                return True
+            pieces = []
+            for data in batch:
+                pieces.append(head)
+                pieces += upper_layer.fragments(self.context_id, data, self._pdu, is_command=False)
+            self.channel.send_bytes([b"".join(pieces)])
+        return self.channel.is_cancelled(self.message_id)
+
+    @property
+    def _pdu(self) -> int:
+        return self.channel.largest_pdu
+
+    def _response(self, status: int, kind: int) -> dict[str, Any]:
+        return {
+            "CommandField": upper_layer.C_FIND_RQ | upper_layer.RESPONSE,
+            "MessageIDBeingRespondedTo": self.message_id,
+            "AffectedSOPClassUID": self.sop_class,
+            "CommandDataSetType": kind,
+            "Status": status,
+        }
+
+    def _final(self, status: int, comment: str = "") -> None:
+        response = self._response(status, upper_layer.NO_DATASET)
+        self.channel.send(self.context_id, {**response, "ErrorComment": comment_text(comment) or None})
+
+
+def _entities(asked: Search, writer: Answers) -> Iterator[bytes]:
+    found = every(asked, writer.wanted)
+    none = Counts()
+    while batch := list(islice(found, _BATCH)):
+        counts = counts_of({row.study_key for row in batch}, sop_classes=writer.sop_classes) if writer.counts else {}
+        for row in batch:
+            yield writer.encoded(row, counts.get(row.study_key, none))
+
+
+def _patients(asked: Search, writer: Answers) -> Iterator[bytes]:
+    """Studies come sorted by patient; each patient is told of once, as the study that came last describes him."""
+    waiting: list[tuple[Row, list[int]]] = []
+
+    def flushed() -> Iterator[bytes]:
+        keys = [key for _, studies in waiting for key in studies]
+        counts = counts_of(keys) if writer.counts else {}
+        for row, studies in waiting:
+            yield writer.encoded(row, total({key: counts[key] for key in studies if key in counts}), len(studies))
+        waiting.clear()
+
+    held = 0
+    patient: tuple[str, str] | None = None
+    for row in every(asked, writer.wanted):
+        if writer.patient_of(row) == patient:
+            studies = waiting[-1][1]
+            studies.append(row.key)
+            waiting[-1] = (row, studies)
+        else:
+            if held >= _PATIENT_BATCH_STUDIES:
+                yield from flushed()
+                held = 0
+            waiting.append((row, [row.key]))
+            patient = writer.patient_of(row)
+        held += 1
+    yield from flushed()
+
+
+def _answer_character_set(query: Dataset, peer: Peer) -> str:
     """The set that the asker reads: the one it asked in, else the one the registry has for it."""
     asked = text(query, "SpecificCharacterSet")
     return asked if asked and charsets.is_known(asked) else peer.character_set
 
 
-def level_of(query: Dataset, sop_class: str, patient_root: str) -> Level:
+def level_of(query: Dataset, sop_class: str) -> Level:
     """The Query/Retrieve Level. Raises: PermanentError("invalid-key")."""
     level = text(query, "QueryRetrieveLevel").upper()
-    if level not in get_args(Level) or (level == "PATIENT" and sop_class != patient_root):
+    of_patient_root = sop_class == PatientRootQueryRetrieveInformationModelFind
+    if level not in get_args(Level) or (level == "PATIENT" and not of_patient_root):
         raise PermanentError("invalid-key", f"no Query/Retrieve Level {level[:16]!r} in this information model")
     return cast(Level, level)
 
 
-def keys_of(query: Dataset) -> dict[str, str]:
-    """Keyword → key text of the top-level elements that are not sequences."""
-    return {
-        dictionary_keyword(tag): text(query, dictionary_keyword(tag))
-        for tag in query.keys()  # noqa: SIM118  iterating a Dataset gives elements, decoded
-        if dictionary_has_tag(tag) and dictionary_VR(tag) != "SQ"
-    }
-
-
-def _study_answers(query: Dataset, sop_class: str, character_set: str) -> Iterator[Dataset]:
-    level = level_of(query, sop_class, PatientRootQueryRetrieveInformationModelFind)
-    patients: dict[tuple[str, str], Found] = {}
-    for found in find(level, keys_of(query)):
-        if level != "PATIENT":
-            yield _answer(query, level, found, character_set)
+def tree_of(query: Dataset) -> Tree:
+    """Tag → key text, or for a sequence the keys of its item; what the dictionary does not know is left out."""
+    tree: Tree = {}
+    for number in query.keys():  # noqa: SIM118  iterating a Dataset gives elements, decoded
+        tag = f"{int(number):08X}"
+        if not dictionary_has_tag(number) or not number.element or tag in _NOT_KEYS:
             continue
-        key = (found.study.patient_id, found.study.issuer_of_patient_id)
-        patient = patients.setdefault(key, found)
-        patient.studies_count += 1
-        if patient is not found:
-            patient.series_count += found.series_count
-            patient.instances_count += found.instances_count
-    for patient in patients.values():
-        yield _answer(query, level, patient, character_set)
+        element = query[number]
+        if element.VR == "SQ":
+            items = list(element.value or [])
+            tree[tag] = tree_of(items[0]) if items else {}
+        else:
+            tree[tag] = _key_text(element.value)
+    return tree
 
 
-def _answer(query: Dataset, level: Level, found: Found, character_set: str) -> Dataset:
-    """What was asked, filled in; the unique keys of the level and those above always."""
-    answer = Dataset()
-    answer.QueryRetrieveLevel = level
-    answer.RetrieveAETitle = config().ae_title
-    answer.InstanceAvailability = "ONLINE"
-    for keyword in _UNIQUE_KEYS[level]:
-        setattr(answer, keyword, found.value(keyword))
-    for tag in query.keys():  # noqa: SIM118
-        if tag in (_LEVEL, _CHARACTER_SET, _RETRIEVE_AE_TITLE, _AVAILABILITY) or tag.element == 0:
-            continue
-        element = _element(int(tag), level, found)
-        if element is not None:
-            answer[tag] = element
-    return charsets.encode_dataset(answer, character_set)
-
-
-_UNIQUE_KEYS: Final = {
-    "PATIENT": ("PatientID",),
-    "STUDY": ("StudyInstanceUID",),
-    "SERIES": ("StudyInstanceUID", "SeriesInstanceUID"),
-    "IMAGE": ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
-}
-
-
-def _element(tag: int, level: Level, found: Found) -> DataElement | None:
-    if not dictionary_has_tag(tag):
-        return None
-    keyword, vr = dictionary_keyword(tag), dictionary_VR(tag).split(" ")[0]
-    computed = _computed(keyword, level, found)
-    if computed is not None:
-        return DataElement(tag, vr, computed)
-    value = found.value(keyword)
-    if value is not None:
-        return DataElement(tag, vr, value if vr not in ("IS", "US") or value != "" else None)
-    key = f"{tag:08X}"
-    kept = found.attribute(key)
-    if kept is not None:
-        return DataElement.from_json(Dataset, key, vr, kept.get("Value", [""]), "Value" if "Value" in kept else None)
-    return DataElement(tag, vr, [] if vr == "SQ" else None)
-
-
-def _computed(keyword: str, level: Level, found: Found) -> int | list[str] | None:
-    if level in ("PATIENT", "STUDY"):
-        if keyword == "ModalitiesInStudy":
-            return found.modalities
-        if keyword == "SOPClassesInStudy":
-            return found.sop_classes
-    counts = {
-        "NumberOfPatientRelatedStudies": ("PATIENT", found.studies_count),
-        "NumberOfPatientRelatedSeries": ("PATIENT", found.series_count),
-        "NumberOfPatientRelatedInstances": ("PATIENT", found.instances_count),
-        "NumberOfStudyRelatedSeries": ("STUDY", found.series_count),
-        "NumberOfStudyRelatedInstances": ("STUDY", found.instances_count),
-        "NumberOfSeriesRelatedInstances": ("SERIES", found.instances_count),
-    }
-    at, count = counts.get(keyword, ("", 0))
-    return count if at == level else None
+def _key_text(value: Any) -> str:
+    if value is None:
+        return ""
+    values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+    return "\\".join(str(one) for one in values if not isinstance(one, bytes)).replace("\0", "").strip()

@@ -16,7 +16,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from pacs_node.config import NodeConfig, config, storage_sop_classes
 from pacs_node.dimse.acceptor import PeerHandler
 from pacs_node.dimse.admission import on_requested
-from pacs_node.dimse.find import on_find
+from pacs_node.dimse.find import on_extended, on_find
 from pacs_node.dimse.services import on_established
 from pacs_node.dimse.store import on_store
 from pacs_node.storage.filesystem import storage
@@ -70,6 +70,7 @@ class DimseServer:
                 (evt.EVT_C_ECHO, lambda event: 0x0000),
                 (evt.EVT_C_STORE, on_store),
                 (evt.EVT_C_FIND, on_find),
+                (evt.EVT_SOP_EXTENDED, on_extended),
                 (evt.EVT_ESTABLISHED, on_established),
             ],
             server_class=ThreadedAssociationServer,

@@ -9,8 +9,9 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from pacs_node.study_index.models import Instance, Series, Study
+from standards.matching import normal_form
 from standards.part10 import Header, text
-from standards.person_names import fold, latin_key, sort_key
+from standards.person_names import folds, rough_name, sort_key
 
 # What is kept in ``attributes`` beside the columns, for QIDO-RS and C-FIND returns.
 STUDY_ATTRIBUTES: Final = (
@@ -47,7 +48,8 @@ class IndexRows:
 def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
     """What the index keeps of an instance. Values too long for a column are cut; the stored file has them whole."""
     dataset = header.dataset
-    name = text(dataset, "PatientName")
+    name, physician = text(dataset, "PatientName"), text(dataset, "ReferringPhysicianName")
+    alphabetic, ideographic, phonetic = folds(name)
     return IndexRows(
         study=_fitted(
             Study,
@@ -56,18 +58,22 @@ def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
                 "patient_id": text(dataset, "PatientID"),
                 "issuer_of_patient_id": text(dataset, "IssuerOfPatientID") or default_issuer,
                 "patient_name": name,
-                "patient_name_fold": fold(name),
-                "patient_name_latin": latin_key(name),
+                "patient_name_fold": alphabetic,
+                "patient_name_ideographic_fold": ideographic,
+                "patient_name_phonetic_fold": phonetic,
+                "patient_name_latin": rough_name(name),
                 "patient_name_sort": sort_key(name),
-                "patient_birth_date": text(dataset, "PatientBirthDate"),
+                "patient_birth_date": _date(dataset, "PatientBirthDate"),
                 "patient_sex": text(dataset, "PatientSex"),
-                "study_date": text(dataset, "StudyDate"),
-                "study_time": text(dataset, "StudyTime"),
+                "study_date": _date(dataset, "StudyDate"),
+                "study_time": _time(dataset, "StudyTime"),
                 "timezone_offset_from_utc": text(dataset, "TimezoneOffsetFromUTC"),
                 "accession_number": text(dataset, "AccessionNumber"),
                 "study_id": text(dataset, "StudyID"),
                 "study_description": text(dataset, "StudyDescription"),
-                "referring_physician_name": text(dataset, "ReferringPhysicianName"),
+                "referring_physician_name": physician,
+                "referring_physician_name_fold": folds(physician)[0],
+                "referring_physician_name_latin": rough_name(physician),
                 "institution_name": text(dataset, "InstitutionName"),
                 "attributes": json_attributes(dataset, STUDY_ATTRIBUTES),
             },
@@ -79,8 +85,8 @@ def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
                 "modality": text(dataset, "Modality"),
                 "series_number": integer(dataset, "SeriesNumber"),
                 "series_description": text(dataset, "SeriesDescription"),
-                "series_date": text(dataset, "SeriesDate"),
-                "series_time": text(dataset, "SeriesTime"),
+                "series_date": _date(dataset, "SeriesDate"),
+                "series_time": _time(dataset, "SeriesTime"),
                 "body_part_examined": text(dataset, "BodyPartExamined"),
                 "station_name": text(dataset, "StationName"),
                 "attributes": json_attributes(dataset, SERIES_ATTRIBUTES),
@@ -110,6 +116,17 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
     except (ValueError, OverflowError):
         return None
     return value if -(2**31) <= value < 2**31 else None
+
+
+def _date(dataset: Dataset, keyword: str) -> str:
+    """A DA as YYYYMMDD, the retired form with dots too; "" for what is none: it would lie in no range."""
+    return normal_form(text(dataset, keyword), "DA")
+
+
+def _time(dataset: Dataset, keyword: str) -> str:
+    """A TM without the colons of its retired form; "" for what is none."""
+    value = text(dataset, keyword).replace(":", "")
+    return value if normal_form(value, "TM") else ""
 
 
 def _unsigned(dataset: Dataset, keyword: str) -> int | None:

@@ -10,22 +10,26 @@ from django.db import models
 class Study(models.Model):
     """A study of one patient. A reused Study Instance UID under another patient is another row."""
 
-    study_instance_uid = models.CharField(max_length=64, db_index=True)
-    patient_id = models.CharField(max_length=64, db_index=True)
+    study_instance_uid = models.CharField(max_length=64)
+    patient_id = models.CharField(max_length=64)
     issuer_of_patient_id = models.CharField(max_length=64, blank=True)
     patient_name = models.CharField(max_length=324, blank=True)
-    patient_name_fold = models.CharField(max_length=324, blank=True, db_index=True)
-    patient_name_latin = models.CharField(max_length=400, blank=True, db_index=True)
+    patient_name_fold = models.CharField(max_length=324, blank=True)
+    patient_name_ideographic_fold = models.CharField(max_length=100, blank=True)
+    patient_name_phonetic_fold = models.CharField(max_length=100, blank=True)
+    patient_name_latin = models.CharField(max_length=400, blank=True)
     patient_name_sort = models.CharField(max_length=324, blank=True)
     patient_birth_date = models.CharField(max_length=8, blank=True)
     patient_sex = models.CharField(max_length=16, blank=True)
-    study_date = models.CharField(max_length=8, blank=True, db_index=True)
+    study_date = models.CharField(max_length=8, blank=True)
     study_time = models.CharField(max_length=16, blank=True)
     timezone_offset_from_utc = models.CharField(max_length=5, blank=True)
-    accession_number = models.CharField(max_length=64, blank=True, db_index=True)
+    accession_number = models.CharField(max_length=64, blank=True)
     study_id = models.CharField(max_length=64, blank=True)
     study_description = models.CharField(max_length=256, blank=True)
     referring_physician_name = models.CharField(max_length=324, blank=True)
+    referring_physician_name_fold = models.CharField(max_length=324, blank=True)
+    referring_physician_name_latin = models.CharField(max_length=400, blank=True)
     institution_name = models.CharField(max_length=256, blank=True)
     attributes = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -37,14 +41,33 @@ class Study(models.Model):
                 fields=["study_instance_uid", "patient_id", "issuer_of_patient_id"], name="study_once_per_patient"
             )
         ]
+        indexes = [
+            models.Index(fields=["study_date", "study_time"], name="study_by_date"),
+            models.Index(fields=["patient_id", "issuer_of_patient_id"], name="study_by_patient"),
+            # All that names are found by: a search from the middle of a name reads this index and not the table.
+            models.Index(
+                fields=[
+                    "patient_name_fold",
+                    "patient_name_latin",
+                    "patient_name_ideographic_fold",
+                    "patient_name_phonetic_fold",
+                ],
+                name="study_by_name",
+            ),
+            models.Index(fields=["patient_name_latin"], name="study_by_latin_name"),
+            models.Index(fields=["patient_name_ideographic_fold"], name="study_by_ideographic_name"),
+            models.Index(fields=["patient_name_phonetic_fold"], name="study_by_phonetic_name"),
+            models.Index(fields=["patient_birth_date"], name="study_by_birth_date"),
+            models.Index(fields=["accession_number"], name="study_by_accession_number"),
+        ]
 
 
 class Series(models.Model):
     """A series of a study. ``instances_count``: of its instances, those held here that are no variants."""
 
-    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="series")
-    series_instance_uid = models.CharField(max_length=64, db_index=True)
-    modality = models.CharField(max_length=16, blank=True, db_index=True)
+    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="series", db_index=False)
+    series_instance_uid = models.CharField(max_length=64)
+    modality = models.CharField(max_length=16, blank=True)
     series_number = models.IntegerField(null=True)
     series_description = models.CharField(max_length=256, blank=True)
     series_date = models.CharField(max_length=8, blank=True)
@@ -58,6 +81,11 @@ class Series(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["study", "series_instance_uid"], name="series_once_per_study")]
+        indexes = [
+            models.Index(fields=["study", "modality", "instances_count"], name="series_of_study"),
+            models.Index(fields=["series_instance_uid"], name="series_by_uid"),
+            models.Index(fields=["modality"], name="series_by_modality"),
+        ]
 
 
 class Instance(models.Model):

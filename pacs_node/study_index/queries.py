@@ -1,260 +1,361 @@
-"""Finding rows of the index by DICOM keys: SQL narrows, ``standards.matching`` decides.
+"""Finding rows of the index by DICOM keys, a page at a time, for C-FIND and QIDO-RS alike.
 
-Fold columns and a rough Latin key make names match whatever the case, ё or script; no collation is relied on.
+SQL decides on what has a column, exactly as ``standards.matching`` would. What few rows an index leads to are sorted
+here; what is asked more widely is read in the order of an index, so that a page costs a page whatever is held.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Final
+from zoneinfo import ZoneInfo
 
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
 
+from pacs_node.config import config
+from pacs_node.study_index import keys as k
+from pacs_node.study_index.conditions import Unindexed, can_seek, condition, period_condition
+from pacs_node.study_index.keys import BY_TAG, Attribute, Level
 from pacs_node.study_index.models import Instance, Series, Study
-from standards.matching import AnyOf, Matcher, RangeMatch, SingleValue, UidList, Universal, Wildcard, matcher_for
-from standards.person_names import fold_pattern, latin_pattern
-
-Level = Literal["PATIENT", "STUDY", "SERIES", "IMAGE"]
+from standards.json_matching import Keys, matches
+from standards.matching import Matcher, UidList, Universal, date_range, matcher_for, time_range
+from standards.periods import Period, offset_minutes
 
 HELD: Final = Q(released_at__isnull=True, is_variant=False)
-_CHUNK: Final = 200
-_WILD: Final = re.compile(r"[*?]+")
+FEW: Final = 5000
+"""So many rows are sorted after an index found them; more are read in the order of another index."""
+_PAGE: Final = 500
+_MODEL: Final[dict[Level, type[Model]]] = {"PATIENT": Study, "STUDY": Study, "SERIES": Series, "IMAGE": Instance}
+_PREFIX: Final[dict[Level, dict[Level, str]]] = {
+    "PATIENT": {"STUDY": ""},
+    "STUDY": {"STUDY": ""},
+    "SERIES": {"STUDY": "study__", "SERIES": ""},
+    "IMAGE": {"STUDY": "series__study__", "SERIES": "series__", "IMAGE": ""},
+}
+_STUDY_KEY: Final[dict[Level, str]] = {
+    "PATIENT": "pk",
+    "STUDY": "pk",
+    "SERIES": "study_id",
+    "IMAGE": "series__study_id",
+}
+_ORDER: Final[dict[Level, tuple[str, ...]]] = {
+    "PATIENT": ("patient_id", "issuer_of_patient_id", "pk"),
+    "STUDY": ("-study_date", "-study_time", "-pk"),
+    "SERIES": ("pk",),
+    "IMAGE": ("pk",),
+}
+"""The order in which everything can be read by an index."""
+_ORDER_INSIDE: Final[dict[Level, tuple[str, ...]]] = {
+    **_ORDER,
+    "SERIES": ("study_id", "series_number", "pk"),
+    "IMAGE": ("series__study_id", "series__series_number", "series_id", "instance_number", "pk"),
+}
+"""The order of what a few studies hold."""
+_UNIQUE: Final = frozenset({"study_instance_uid", "series_instance_uid", "sop_instance_uid"})
 
-STUDY_COLUMNS: Final = {
-    "PatientName": ("PN", "patient_name"),
-    "PatientID": ("LO", "patient_id"),
-    "IssuerOfPatientID": ("LO", "issuer_of_patient_id"),
-    "PatientBirthDate": ("DA", "patient_birth_date"),
-    "PatientSex": ("CS", "patient_sex"),
-    "StudyInstanceUID": ("UI", "study_instance_uid"),
-    "StudyDate": ("DA", "study_date"),
-    "StudyTime": ("TM", "study_time"),
-    "TimezoneOffsetFromUTC": ("SH", "timezone_offset_from_utc"),
-    "AccessionNumber": ("SH", "accession_number"),
-    "StudyID": ("SH", "study_id"),
-    "StudyDescription": ("LO", "study_description"),
-    "ReferringPhysicianName": ("PN", "referring_physician_name"),
-    "InstitutionName": ("LO", "institution_name"),
-}
-SERIES_COLUMNS: Final = {
-    "SeriesInstanceUID": ("UI", "series_instance_uid"),
-    "Modality": ("CS", "modality"),
-    "SeriesNumber": ("IS", "series_number"),
-    "SeriesDescription": ("LO", "series_description"),
-    "SeriesDate": ("DA", "series_date"),
-    "SeriesTime": ("TM", "series_time"),
-    "BodyPartExamined": ("CS", "body_part_examined"),
-    "StationName": ("SH", "station_name"),
-}
-IMAGE_COLUMNS: Final = {
-    "SOPInstanceUID": ("UI", "sop_instance_uid"),
-    "SOPClassUID": ("UI", "sop_class_uid"),
-    "InstanceNumber": ("IS", "instance_number"),
-    "NumberOfFrames": ("IS", "number_of_frames"),
-    "Rows": ("US", "rows"),
-    "Columns": ("US", "columns"),
-}
-_COLUMNS: Final = {
-    "PATIENT": STUDY_COLUMNS,
-    "STUDY": STUDY_COLUMNS,
-    "SERIES": STUDY_COLUMNS | SERIES_COLUMNS,
-    "IMAGE": STUDY_COLUMNS | SERIES_COLUMNS | IMAGE_COLUMNS,
-}
+Tree = dict[str, "str | Tree"]
+"""Tag → the text of a key, or the keys of the item of a sequence."""
 
 
 @dataclass
-class Found:
-    """One answer: the rows of its level and those above, and the counts that were asked for."""
+class Search:
+    """What is asked, understood. ``ignored``: tags of the keys that have a value and cannot be matched here."""
 
-    study: Study
-    series: Series | None = None
-    instance: Instance | None = None
-    modalities: list[str] = field(default_factory=list)
-    sop_classes: list[str] = field(default_factory=list)
-    studies_count: int = 0
-    series_count: int = 0
-    instances_count: int = 0
-
-    def value(self, keyword: str) -> Any:
-        """The column value of an attribute, "" where it has none, None where the index does not know it."""
-        for columns, row in (
-            (STUDY_COLUMNS, self.study),
-            (SERIES_COLUMNS, self.series),
-            (IMAGE_COLUMNS, self.instance),
-        ):
-            if row is not None and keyword in columns:
-                value = getattr(row, columns[keyword][1])
-                return "" if value is None else value
-        return None
-
-    def attribute(self, tag: str) -> dict[str, Any] | None:
-        """The DICOM JSON of an attribute kept beside the columns."""
-        for row in (self.instance, self.series, self.study):
-            if row is not None and tag in row.attributes:
-                return dict(row.attributes[tag])
-        return None
+    level: Level
+    conditions: list[tuple[Attribute, Matcher]] = field(default_factory=list)
+    periods: list[tuple[Attribute, Attribute, Period]] = field(default_factory=list)
+    modalities: Matcher = field(default_factory=Universal)
+    sop_classes: Matcher = field(default_factory=Universal)
+    kept: dict[Level, Keys] = field(default_factory=dict)
+    zone: int | None = None
+    studies: frozenset[str] | None = None
+    ignored: list[str] = field(default_factory=list)
 
 
-def find(level: Level, keys: dict[str, str]) -> Iterator[Found]:
-    """Everything held that matches ``keys`` (keyword → key text; empty keys match all), newest study first.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entity that was found: its key, that of its study, and what its columns say, in the order of ``columns``."""
+
+    key: int
+    study_key: int
+    values: tuple[Any, ...]
+    kept: tuple[dict[str, Any], ...] = ()
+    """What is kept as DICOM JSON at the levels that were asked for, outermost first."""
+
+
+def search(
+    level: Level,
+    tree: Tree,
+    *,
+    fuzzy: bool = False,
+    combined: bool = False,
+    empty: bool = False,
+    studies: frozenset[str] | None = None,
+) -> Search:
+    """Understand the keys of a query; ``studies`` are the only ones within reach, None means all.
 
     Keys that the level does not know are optional ones and are not matched on (PS3.4 C.2.2.1.3).
 
-    Raises: PermanentError "invalid-uid", "invalid-range".
+    Raises: PermanentError "invalid-uid", "invalid-range", "invalid-number", "invalid-offset".
     """
-    columns = _COLUMNS[level]
-    matchers = {keyword: matcher_for(columns[keyword][0], text) for keyword, text in keys.items() if keyword in columns}
-    matchers = {keyword: matcher for keyword, matcher in matchers.items() if not isinstance(matcher, Universal)}
-    modalities = matcher_for("CS", keys.get("ModalitiesInStudy", "")) if level in ("PATIENT", "STUDY") else Universal()
-    rows = _rows(level, matchers, keys)
-    if not isinstance(modalities, Universal):
-        wanted = _plain_values(modalities)
-        series = Series.objects.filter(study=OuterRef("pk"))
-        rows = rows.filter(Exists(series.filter(modality__in=wanted) if wanted else series))
-    for chunk in _chunks(rows.iterator(chunk_size=_CHUNK)):
-        found = [item for item in map(_found, chunk) if _matches(item, matchers)]
-        _add_counts(level, found)
-        for item in found:
-            if isinstance(modalities, Universal) or any(modalities.matches(value) for value in item.modalities):
-                yield item
+    asked = Search(level, studies=studies)
+    tables = k.tables_of(level)
+    zone = tree.get(k.TIMEZONE, "")
+    if isinstance(zone, str) and zone.strip():
+        asked.zone = offset_minutes(zone)
+    paired = _periods(asked, tree, tables, combined=combined)
+    for tag, value in tree.items():
+        if tag in paired or tag == k.TIMEZONE:
+            continue
+        attribute = BY_TAG.get(tag)
+        at = attribute.level if attribute else k.KEPT.get(tag)
+        vr = k.vr_of(tag)
+        if isinstance(value, str) and tag in (k.MODALITIES_IN_STUDY, k.SOP_CLASSES_IN_STUDY):
+            matcher = matcher_for(vr, value, empty=empty)
+            if tag == k.MODALITIES_IN_STUDY:
+                asked.modalities = matcher
+            else:
+                asked.sop_classes = matcher
+        elif at not in tables or tag == k.INSTANCES_OF_SERIES or (attribute and not isinstance(value, str)):
+            if not _is_universal(value):
+                asked.ignored.append(tag)
+        elif attribute is not None:
+            matcher = matcher_for(attribute.vr, str(value), fuzzy=fuzzy, empty=empty)
+            if not isinstance(matcher, Universal):
+                asked.conditions.append((attribute, matcher))
+        elif not _is_universal(value):
+            asked.kept.setdefault(at, {})[tag] = _kept_key(vr, value, fuzzy=fuzzy, empty=empty)
+    return asked
 
 
-def instances(level: Level, keys: dict[str, str]) -> QuerySet[Instance]:
-    """The held instances that the unique keys of a retrieve request name; lists of UIDs are allowed.
-
-    Raises: PermanentError("invalid-uid").
-    """
-    chosen = Instance.objects.filter(HELD).select_related("series__study")
-    if level == "PATIENT":
-        chosen = chosen.filter(series__study__patient_id=keys.get("PatientID", "").strip())
-    for keyword, path in (
-        ("StudyInstanceUID", "series__study__study_instance_uid"),
-        ("SeriesInstanceUID", "series__series_instance_uid"),
-        ("SOPInstanceUID", "sop_instance_uid"),
-    ):
-        matcher = matcher_for("UI", keys.get(keyword, ""))
-        if isinstance(matcher, UidList):
-            chosen = chosen.filter(**{f"{path}__in": matcher.uids})
-    return chosen.order_by("series__study_id", "series__series_number", "series_id", "instance_number", "pk")
+def _periods(asked: Search, tree: Tree, tables: Sequence[Level], *, combined: bool) -> set[str]:
+    """Take out the dates and times that are matched together; the tags of those taken."""
+    taken: set[str] = set()
+    for date, time in k.PERIODS:
+        texts = tree.get(date.tag, ""), tree.get(time.tag, "")
+        if date.level not in tables or not all(isinstance(text, str) and "\\" not in text for text in texts):
+            continue
+        universal = [_is_universal(text) for text in texts]
+        if all(universal) or (asked.zone is None and not (combined and not any(universal))):
+            continue
+        dates = date_range("" if universal[0] else str(texts[0]))
+        times = time_range("" if universal[1] else str(texts[1]))
+        asked.periods.append((date, time, Period(dates, times, combined, asked.zone)))
+        taken |= {date.tag, time.tag}
+    return taken
 
 
-def _rows(level: Level, matchers: dict[str, Matcher], keys: dict[str, str]) -> QuerySet[Any]:
-    held = Instance.objects.filter(HELD)
-    if level == "IMAGE":
-        rows: QuerySet[Any] = held.select_related("series__study").order_by("series_id", "instance_number", "pk")
-        prefixes = ("series__study__", "series__", "")
-    elif level == "SERIES":
-        rows = Series.objects.filter(Exists(held.filter(series=OuterRef("pk")))).select_related("study")
-        rows = rows.order_by("study_id", "series_number", "pk")
-        prefixes = ("study__", "", "")
-    else:
-        rows = Study.objects.filter(Exists(held.filter(series__study=OuterRef("pk"))))
-        rows = rows.order_by("-study_date", "-study_time", "-pk")
-        prefixes = ("", "", "")
-    for keyword, matcher in matchers.items():
-        for columns, prefix in zip((STUDY_COLUMNS, SERIES_COLUMNS, IMAGE_COLUMNS), prefixes, strict=True):
-            if keyword in columns:
-                rows = rows.filter(_narrowing(prefix + columns[keyword][1], keyword, matcher, keys[keyword]))
-    return rows
+def _is_universal(value: "str | Tree") -> bool:
+    if isinstance(value, str):
+        return value.strip(" \0") in ("", "*")
+    return all(_is_universal(inner) for inner in value.values())
 
 
-def _narrowing(path: str, keyword: str, matcher: Matcher, key: str) -> Q:
-    """A condition that every match fulfils; it may let more through."""
-    if keyword == "PatientName":
-        asked = next((group for group in key.split("=") if group.strip()), "")
-        condition = _contains(f"{path}_fold", fold_pattern(asked))
-        return condition | _contains(f"{path}_latin", latin_pattern(asked)) if asked.isascii() else condition
-    if isinstance(matcher, UidList):
-        return Q(**{f"{path}__in": matcher.uids})
-    if isinstance(matcher, SingleValue) and not matcher.folded:
-        return Q(**{path: matcher.value.strip()}) if not path.endswith(_NUMBERS) else Q()
-    if isinstance(matcher, RangeMatch) and matcher.vr == "DA":
-        condition = ~Q(**{path: ""})
-        if matcher.low is not None:
-            condition &= Q(**{f"{path}__gte": matcher.low})
-        if matcher.high is not None:
-            condition &= Q(**{f"{path}__lte": matcher.high})
-        return condition
-    if isinstance(matcher, Wildcard) and not matcher.folded:
-        return _contains(path, matcher.pattern)
-    return Q()
+def _kept_key(vr: str, value: "str | Tree", *, fuzzy: bool, empty: bool) -> "Matcher | Keys":
+    if isinstance(value, str):
+        return matcher_for(vr, value, fuzzy=fuzzy, empty=empty)
+    return {
+        tag: _kept_key(k.vr_of(tag), inner, fuzzy=fuzzy, empty=empty)
+        for tag, inner in value.items()
+        if not _is_universal(inner)
+    }
 
 
-_NUMBERS: Final = ("_number", "_of_frames", "rows", "columns")
+def page(asked: Search, wanted: Sequence[str], offset: int, limit: int) -> list[Row]:
+    """At most ``limit`` rows after the first ``offset`` ones, with what ``wanted`` tags have in columns or kept."""
+    if asked.kept:
+        return list(islice(every(asked, wanted), offset, offset + limit))
+    read = _Reader(asked, wanted)
+    if _is_inside(asked):
+        return read.rows(read.queryset().order_by(*_ORDER_INSIDE[asked.level])[offset : offset + limit])
+    few = read.few()
+    if few is not None:
+        return read.by_key(few[offset : offset + limit])
+    return read.rows(read.queryset(free=True).order_by(*_ORDER[asked.level])[offset : offset + limit])
 
 
-def _contains(path: str, pattern: str) -> Q:
-    condition = Q()
-    for chunk in _WILD.split(pattern):
-        if chunk.strip():
-            condition &= Q(**{f"{path}__contains": chunk.strip()})
-    return condition
+def every(asked: Search, wanted: Sequence[str]) -> Iterator[Row]:
+    """All rows, one after another, in short reads: nothing in the database waits for who takes them."""
+    read = _Reader(asked, wanted)
+    for row in _all_rows(asked, read):
+        if read.fits(row):
+            yield row
 
 
-def _matches(item: Found, matchers: dict[str, Matcher]) -> bool:
-    return all(matcher.matches(str(item.value(keyword))) for keyword, matcher in matchers.items())
-
-
-def _plain_values(matcher: Matcher) -> list[str]:
-    if isinstance(matcher, SingleValue):
-        return [matcher.value.strip()]
-    if isinstance(matcher, AnyOf) and all(isinstance(one, SingleValue) for one in matcher.matchers):
-        return [one.value.strip() for one in matcher.matchers if isinstance(one, SingleValue)]
-    return []
-
-
-def _found(row: Study | Series | Instance) -> Found:
-    if isinstance(row, Instance):
-        return Found(row.series.study, row.series, row)
-    if isinstance(row, Series):
-        return Found(row.study, row)
-    return Found(row)
-
-
-def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _add_counts(level: Level, found: list[Found]) -> None:
-    """Counts and modalities for a chunk of answers, by one query whatever its length."""
-    if not found or level == "IMAGE":
+def _all_rows(asked: Search, read: "_Reader") -> Iterator[Row]:
+    if _is_inside(asked):
+        yield from read.rows(read.queryset().order_by(*_ORDER_INSIDE[asked.level]))
         return
-    held = Instance.objects.filter(HELD)
-    if level == "SERIES":
-        counts = dict(
-            held.filter(series__in=[item.series.pk for item in found if item.series])
-            .values_list("series_id")
-            .annotate(Count("pk"))
+    few = read.few()
+    if few is not None:
+        for start in range(0, len(few), _PAGE):
+            yield from read.by_key(few[start : start + _PAGE])
+        return
+    rows = read.queryset(free=True).order_by(*_ORDER[asked.level])
+    after = Q()
+    while True:
+        found = read.rows(rows.filter(after)[:_PAGE])
+        yield from found
+        if len(found) < _PAGE:
+            return
+        after = read.after(found[-1])
+
+
+def _is_inside(asked: Search) -> bool:
+    """Whether a unique key leads to so little that it needs no plan."""
+    return any(attribute.column in _UNIQUE and isinstance(one, UidList) for attribute, one in asked.conditions)
+
+
+def columns(level: Level, wanted: Iterable[str]) -> tuple[str, ...]:
+    """Those of the wanted tags that have a column at ``level`` or above, in the order of ``Row.values``."""
+    levels = k.tables_of(level)
+    return tuple(tag for tag in dict.fromkeys(wanted) if tag in BY_TAG and BY_TAG[tag].level in levels)
+
+
+class _Reader:
+    """The queries of one search. ``wanted`` tags become the columns that are read, no others are."""
+
+    def __init__(self, asked: Search, wanted: Sequence[str]) -> None:
+        self.asked, self.level = asked, asked.level
+        self.prefixes = _PREFIX[asked.level]
+        self.order = _ORDER[asked.level]
+        self.kept_levels = [
+            level for level in self.prefixes if level in asked.kept or any(k.KEPT.get(tag) == level for tag in wanted)
+        ]
+        attributes = [BY_TAG[tag] for tag in columns(asked.level, wanted)]
+        self.kept_from = 2 + len(attributes)
+        self.order_from = self.kept_from + len(self.kept_levels)
+        self.paths = [
+            "pk",
+            _STUDY_KEY[asked.level],
+            *(self.prefixes[one.level] + one.column for one in attributes),
+            *(f"{self.prefixes[level]}attributes" for level in self.kept_levels),
+            *(path.lstrip("-") for path in self.order if len(self.order) > 1),
+        ]
+        self.last: tuple[Any, ...] = ()
+
+    def queryset(self, *, free: bool = False) -> QuerySet[Any]:
+        """What matches. ``free`` keeps SQLite from an index that would have to be sorted."""
+        free_paths: dict[str, str] = {}
+
+        def path_at(level: Level, column: str) -> str:
+            path = self.prefixes[level] + column
+            if not free or path in self.order or f"-{path}" in self.order:
+                return path
+            free_paths[f"free_{column}"] = path
+            return f"free_{column}"
+
+        found = self._held()
+        for attribute, matcher in self.asked.conditions:
+            found &= condition(attribute, matcher, lambda column, at=attribute.level: path_at(at, column))  # type: ignore[misc]
+        for date, time, period in self.asked.periods:
+            zone = path_at("STUDY", "timezone_offset_from_utc")
+            columns = path_at(date.level, date.column), path_at(time.level, time.column)
+            found &= period_condition(*columns, zone, period, zone_of_the_node())
+        if self.asked.studies is not None:
+            found &= Q(**{path_at("STUDY", "study_instance_uid") + "__in": sorted(self.asked.studies)})
+        found &= self._of_study()
+        rows = _MODEL[self.level]._default_manager.all()
+        if free_paths:
+            rows = rows.alias(**{name: Unindexed(F(path)) for name, path in free_paths.items()})
+        return rows.filter(found)
+
+    def _held(self) -> Q:
+        if self.level == "IMAGE":
+            return HELD
+        if self.level == "SERIES":
+            return Q(instances_count__gt=0)
+        return Q(Exists(Series.objects.filter(study=OuterRef("pk"), instances_count__gt=0)))
+
+    def _of_study(self) -> Q:
+        found, study = Q(), OuterRef(_STUDY_KEY[self.level])
+        if not isinstance(self.asked.modalities, Universal):
+            fits = condition(k.BY_KEYWORD["Modality"], self.asked.modalities, str)
+            found &= Q(Exists(Series.objects.filter(fits, study=study, instances_count__gt=0)))
+        if not isinstance(self.asked.sop_classes, Universal):
+            fits = condition(k.BY_KEYWORD["SOPClassUID"], self.asked.sop_classes, str)
+            found &= Q(Exists(Instance.objects.filter(HELD, fits, series__study=study)))
+        return found
+
+    def few(self) -> list[int] | None:
+        """The keys of all that matches, in order, when an index leads to few of them; else None."""
+        indexed = any(
+            can_seek(attribute, matcher)
+            for attribute, matcher in self.asked.conditions
+            if attribute.column not in self.order and f"-{attribute.column}" not in self.order
         )
-        for item in found:
-            item.instances_count = counts.get(item.series.pk, 0) if item.series else 0
-        return
-    studies = {item.study.pk: item for item in found}
-    rows = (
-        held.filter(series__study__in=list(studies))
-        .values_list("series__study_id", "series_id", "series__modality", "sop_class_uid")
-        .annotate(Count("pk"))
-        .order_by("series_id")
-    )
-    _sum_up(studies, rows)
+        if not indexed and (self.asked.studies is None or len(self.asked.studies) > FEW):
+            return None
+        order = [path for path in self.order if path not in ("pk", "-pk")]
+        found = list(self.queryset().values_list(*(path.lstrip("-") for path in order), "pk")[: FEW + 1])
+        if len(found) > FEW:
+            return None
+        found.sort(reverse=self.order[0].startswith("-"))
+        return [row[-1] for row in found]
+
+    def by_key(self, keys: Sequence[int]) -> list[Row]:
+        """These rows, in this order."""
+        if not keys:
+            return []
+        found = {row.key: row for row in self.rows(_MODEL[self.level]._default_manager.filter(pk__in=keys))}
+        return [found[key] for key in keys if key in found]
+
+    def rows(self, queryset: QuerySet[Any]) -> list[Row]:
+        """The rows of a query, with the columns that were asked for."""
+        read = list(queryset.values_list(*self.paths))
+        if read:
+            self.last = read[-1][self.order_from :]
+        first, second = self.kept_from, self.order_from
+        return [Row(values[0], values[1], values[2:first], values[first:second]) for values in read]
+
+    def fits(self, row: Row) -> bool:
+        """Whether what is kept beside the columns matches."""
+        kept = dict(zip(self.kept_levels, row.kept, strict=True))
+        return all(matches(keys, kept[level]) for level, keys in self.asked.kept.items())
+
+    def after(self, last: Row) -> Q:
+        """The condition on what comes after the last row that was read."""
+        if self.level in ("SERIES", "IMAGE"):
+            return Q(pk__gt=last.key)
+        descending = self.order[0].startswith("-")
+        beyond = "lt" if descending else "gt"
+        names = [path.lstrip("-") for path in self.order]
+        found, same = Q(), Q()
+        for name, value in zip(names, self.last, strict=True):
+            found |= same & Q(**{f"{name}__{beyond}": value})
+            same &= Q(**{name: value})
+        return Q(**{f"{names[0]}__{beyond}e": self.last[0]}) & found
 
 
-def _sum_up(studies: dict[int, Found], rows: Iterable[tuple[int, int, str, str, int]]) -> None:
-    seen: set[int] = set()
-    for study, series, modality, sop_class, count in rows:
-        item = studies[study]
-        item.instances_count += count
-        if series not in seen:
-            seen.add(series)
-            item.series_count += 1
-        if modality and modality not in item.modalities:
-            item.modalities.append(modality)
-        if sop_class not in item.sop_classes:
-            item.sop_classes.append(sop_class)
+@dataclass
+class Counts:
+    """What a study holds here, all in all."""
+
+    modalities: list[str] = field(default_factory=list)
+    series: int = 0
+    instances: int = 0
+    sop_classes: list[str] = field(default_factory=list)
+
+
+def counts_of(studies: Iterable[int], *, sop_classes: bool = False) -> dict[int, Counts]:
+    """Counts by study key, by one query (one more for the SOP classes), whatever the number of studies."""
+    found = {study: Counts() for study in studies}
+    series = Series.objects.filter(study__in=list(found), instances_count__gt=0).order_by("modality")
+    for study, modality, instances in series.values_list("study_id", "modality", "instances_count"):
+        counts = found[study]
+        counts.series += 1
+        counts.instances += instances
+        if modality and modality not in counts.modalities:
+            counts.modalities.append(modality)
+    if sop_classes:
+        classes = Instance.objects.filter(HELD, series__study__in=list(found)).order_by("sop_class_uid")
+        for study, sop_class in classes.values_list("series__study_id", "sop_class_uid").distinct():
+            found[study].sop_classes.append(sop_class)
+    return found
+
+
+def zone_of_the_node() -> int:
+    """Minutes east of UTC of the node's own time zone today."""
+    offset = datetime.now(UTC).astimezone(ZoneInfo(config().time_zone)).utcoffset()
+    return int(offset.total_seconds() // 60) if offset else 0

@@ -16,11 +16,9 @@ from standards.matching import (
     like_pattern,
     matcher_for,
     matches,
-    name_patterns,
     time_range,
     uid_list,
 )
-from standards.person_names import fold
 
 KEY = st.text("ab*?%_\\", max_size=8)
 VALUE = st.text("ab%_\\", max_size=8)
@@ -66,16 +64,41 @@ def test_names_are_found_whatever_their_case_and_script(key: str, name: str, fou
     assert matcher_for("PN", key).matches(name) is found
 
 
-@given(st.text("щёге^*? -", max_size=8), st.text("щёге^ -", max_size=8))
-def test_name_patterns_in_sql_find_what_the_matcher_finds(key: str, name: str) -> None:
-    if not key.strip(" *^"):
-        return
-    database = sqlite3.connect(":memory:")
-    rows = (
-        database.execute(r"SELECT ? LIKE ? ESCAPE '\'", (fold(name), pattern)).fetchone()
-        for pattern in name_patterns(key)
-    )
-    assert any(row[0] for row in rows) == matcher_for("PN", key).matches(name)
+@pytest.mark.parametrize(
+    ("key", "name", "found"),
+    [
+        ("Щёголев", "Щёголев^Пётр", True),
+        ("Щёголев", "Щёголева^Анна", False),
+        ("Щёголев^Иван", "Щёголев^Пётр", False),
+        ("Петров=山田", "Yamada^Tarou=山田^太郎", True),
+        ("=太郎*", "Yamada^Tarou=山田^太郎", False),
+        ("Shch*", "Соколов^Пётр", False),
+        ("-", "", False),
+        ("Щёголев\\Петров", "Петров^Иван", True),
+    ],
+)
+def test_a_name_is_found_by_its_beginning_and_in_any_of_its_writings(key: str, name: str, found: bool) -> None:
+    assert matcher_for("PN", key).matches(name) is found
+
+
+def test_fuzzy_matching_finds_the_words_of_a_name_by_their_sound() -> None:
+    assert matcher_for("PN", "Petr Schegolev", fuzzy=True).matches("Щёголев^Пётр^Ёжикович")
+    assert not matcher_for("PN", "Petr Schegolev").matches("Щёголев^Пётр^Ёжикович")
+    assert not matcher_for("PN", "Petr Sokolov", fuzzy=True).matches("Щёголев^Пётр^Ёжикович")
+
+
+def test_numbers_match_by_value_and_refuse_what_is_none() -> None:
+    assert matcher_for("IS", "01").matches("1")
+    assert matcher_for("DS", "1.50").matches("1.5")
+    assert not matcher_for("IS", "1").matches("")
+    with pytest.raises(PermanentError, match="invalid-number"):
+        matcher_for("IS", "one")
+
+
+def test_two_quotation_marks_ask_for_what_is_empty_where_that_was_agreed() -> None:
+    assert matcher_for("LO", '""', empty=True).matches("")
+    assert not matcher_for("LO", '""', empty=True).matches("x")
+    assert not matcher_for("LO", '""').matches("")
 
 
 @pytest.mark.parametrize(
