@@ -77,7 +77,10 @@ class InstanceStore(Protocol):
         """Up to ``limit`` instances held (not released) with a key above ``instance_key``, in rising key order."""
 
     def open(self, instance_key: int) -> BinaryIO:
-        """The stored Part 10 file. Raises PermanentError("instance-gone")."""
+        """The Part 10 file as it was received, seekable. Raises PermanentError("instance-gone"), TransientError."""
+
+    def find(self, sop_instance_uid: str, dataset_sha256: str) -> int | None:
+        """The key of the instance with this content, if it is held here."""
 
     def ensure_frames_digest(self, instance_key: int) -> str | None:
         """The canonical frames digest, computed and kept on first call; None where it does not apply."""

@@ -70,7 +70,7 @@ class NodeConfig(BaseSettings):
     accept_above: str = ""
     """… until there is more than this; default a fifth above ``refuse_below``."""
     tier_below: str = ""
-    """Below this much free space the oldest studies leave the local disk, as far as the rules let them; empty: never."""
+    """Below this much free space the oldest studies leave the disk, as far as the rules let them; empty: never."""
     tier_after_days: int = 0
     """Studies that came longer ago leave the local disk, as far as the rules let them; 0: never for their age."""
     institution_after_days: int = 0
@@ -86,7 +86,7 @@ class NodeConfig(BaseSettings):
     """Lossless encoding that native images are brought into in the background; empty: stored as received."""
     recompress_after_days: int = 7
     recompress_restorable: bool = True
-    """Only where the received bytes can be rebuilt from what is stored; False needs a receipt of the archive instead."""
+    """Only where the received bytes can be rebuilt; False needs a receipt of the archive instead."""
 
     default_character_set: str = "ISO_IR 192"
     time_zone: str = "Europe/Moscow"

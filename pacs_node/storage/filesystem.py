@@ -108,6 +108,10 @@ class FilesystemStorage:
         except FileNotFoundError:
             return self.local_path(key).open("rb")
 
+    def open_stored(self, key: str) -> BinaryIO:
+        """The file itself, whatever a cache may hold. Raises: as ``open``."""
+        return self.open(key)
+
     def local_path(self, key: str) -> Path:
         """The file at ``key`` as a path of this machine, fetched back if need be.
 

@@ -31,6 +31,9 @@ class Storage(Protocol):
         Raises: PermanentError("instance-gone"), TransientError("recall-failed", "storage-unreachable").
         """
 
+    def open_stored(self, key: str) -> BinaryIO:
+        """The file itself, whatever a cache may hold. Raises: as ``open``."""
+
     def local_path(self, key: str) -> Path:
         """The file at ``key`` as a path of this machine, fetched back from another tier if need be.
 

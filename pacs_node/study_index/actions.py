@@ -18,6 +18,7 @@ from pacs_node.storage.layout import instance_key, is_variant, variant_key
 from pacs_node.study_index.attributes import IndexRows, index_rows
 from pacs_node.study_index.indexing import Entry, commit
 from pacs_node.study_index.models import Instance, Series
+from pacs_node.study_index.snapshots import let_go_lines
 from standards.digests import dataset_sha256, frames_sha256, pixel_sha256
 from standards.errors import PermanentError, TransientError
 from standards.part10 import Header, Provenance, dataset_offset, read_header, write_file_meta
@@ -304,19 +305,7 @@ def release(instances: list[Instance]) -> None:
         by_study.setdefault(instance.series.study.study_instance_uid, []).append(instance)
     now = timezone.now()
     for study, members in by_study.items():
-        storage().append_journal(
-            study,
-            *(
-                {
-                    "type": "released",
-                    "at": now.isoformat(),
-                    "path": instance.path,
-                    "sop_instance_uid": instance.sop_instance_uid,
-                    "dataset_sha256": instance.dataset_sha256,
-                }
-                for instance in members
-            ),
-        )
+        storage().append_journal(study, *let_go_lines("released", members, now))
     with transaction.atomic():
         Instance.objects.filter(pk__in=[instance.pk for instance in held]).update(released_at=now)
         recount({instance.series_id for instance in held})

@@ -5,6 +5,7 @@ from importlib import import_module
 from django.apps import AppConfig
 
 from gateway.registry import register_store
+from pacs_node.storage.stores import on_missing
 
 
 class StudyIndexConfig(AppConfig):
@@ -16,3 +17,5 @@ class StudyIndexConfig(AppConfig):
     def ready(self) -> None:
         """Give the gateway the store (its module needs the models, which are loaded only now)."""
         register_store(import_module("pacs_node.study_index.gateway_store").IndexedStore())
+        on_missing(import_module("pacs_node.study_index.recalling").recall)
+        import_module("pacs_node.study_index.rounds").register()

@@ -1,4 +1,5 @@
-"""Restoring the index from the files alone: what the storage holds is the truth, journals say where it came from."""
+"""Restoring the index from the files alone: what the storage holds is the truth, its files say where they came from,
+journals say what left."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,14 +7,18 @@ from typing import Any
 
 import structlog
 
-from pacs_node.storage.filesystem import storage
-from pacs_node.study_index.actions import Source, index_stored
-from pacs_node.study_index.models import Instance
-from standards.digests import dataset_sha256, pixel_sha256
+from pacs_node.storage.models import Holding, StudyRetention
+from pacs_node.storage.stores import storage
+from pacs_node.study_index.actions import bring_in, recount
+from pacs_node.study_index.models import Instance, Series
+from pacs_node.study_index.snapshots import restore_let_go
 from standards.errors import PermanentError
-from standards.part10 import read_header
 
 log = structlog.get_logger(__name__)
+
+AWAY = ("tiered",)
+GIVEN_UP = ("released", "pixels-removed")
+BACK = ("recalled", "healed", "stored", "conflict")
 
 
 @dataclass
@@ -23,8 +28,40 @@ class Report:
     studies: int = 0
     files: int = 0
     added: int = 0
+    elsewhere: int = 0
     damaged: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Journal:
+    """What a study's journal says now: of each path its first and its last line, when it was copied, and the pin."""
+
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left: dict[str, dict[str, Any]] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
+    pin: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, study_instance_uid: str) -> "Journal":
+        """Read it from the storage, oldest line first."""
+        journal = cls()
+        for line in storage().journal(study_instance_uid):
+            kind, path = line.get("type"), line.get("path")
+            if kind == "pin":
+                journal.pin = line
+            if not isinstance(path, str):
+                continue
+            if kind in BACK:
+                journal.first.setdefault(path, line)
+                journal.left.pop(path, None)
+            elif kind in AWAY + GIVEN_UP and "rows" in line:
+                journal.left[path] = line
+            elif kind == "copied":
+                journal.copied[path] = str(line.get("at", ""))
+            elif kind == "copy-let-go":
+                journal.copied.pop(path, None)
+        return journal
 
 
 def reindex(report: Report | None = None) -> Iterator[Report]:
@@ -35,31 +72,37 @@ def reindex(report: Report | None = None) -> Iterator[Report]:
     report = report or Report()
     for study_instance_uid in storage().study_instance_uids():
         report.studies += 1
-        lines = {line["path"]: line for line in storage().journal(study_instance_uid) if line.get("path")}
+        journal = Journal.of(study_instance_uid)
         for key in storage().keys_of_study(study_instance_uid):
             report.files += 1
-            _bring_in(key, lines.get(key, {}), report)
+            journal.left.pop(key, None)
+            try:
+                report.added += bring_in(key, journal.first.get(key, {}))
+            except PermanentError as error:
+                log.error("stored-file-damaged", key=key, code=error.code, detail=error.detail)
+                report.damaged.append(f"{key}: {error}")
+        _restore_the_rest(study_instance_uid, journal, report)
         yield report
-    held = Instance.objects.filter(released_at__isnull=True).values_list("path", flat=True)
-    report.missing = [path for path in held.iterator() if not storage().exists(path)]
+    held = Instance.objects.filter(released_at__isnull=True, holding__away_at__isnull=True)
+    report.missing = [path for path in held.values_list("path", flat=True).iterator() if not storage().exists(path)]
     yield report
 
 
-def _bring_in(key: str, line: dict[str, Any], report: Report) -> None:
-    source = Source(
-        str(line.get("source_ae_title", "")),
-        str(line.get("address", "")),
-        str(line.get("default_character_set", "")),
-        str(line.get("default_issuer", "")),
-    )
-    try:
-        with storage().open(key) as file:
-            header = read_header(file, default_charset=source.default_character_set)
-            digest, pixels = dataset_sha256(file), pixel_sha256(file, header)
-        if line.get("dataset_sha256", digest) != digest:
-            raise PermanentError("digest-mismatch", "the journal has another digest for this file")
-    except PermanentError as error:
-        log.error("stored-file-damaged", key=key, code=error.code, detail=error.detail)
-        report.damaged.append(f"{key}: {error}")
-        return
-    report.added += index_stored(key, header, dataset_digest=digest, pixel_digest=pixels, source=source)
+def _restore_the_rest(study_instance_uid: str, journal: Journal, report: Report) -> None:
+    """What has no file here: instances let go of, the copies at the institution, the pin."""
+    for path, line in journal.left.items():
+        released = line["type"] in GIVEN_UP
+        if restore_let_go(line, released=released, copied_at=journal.copied.get(path, "")):
+            report.elsewhere += 1
+    for path, at in journal.copied.items():
+        instance = Instance.objects.filter(path=path).first()
+        if instance is not None:
+            Holding.objects.get_or_create(instance=instance, defaults={"institution_verified_at": at or None})
+    if journal.pin is not None:
+        StudyRetention.objects.get_or_create(
+            study_instance_uid=study_instance_uid,
+            defaults={"pinned": bool(journal.pin.get("pinned")), "reason": str(journal.pin.get("reason", ""))[:255]},
+        )
+    if journal.left:
+        series = Series.objects.filter(study__study_instance_uid=study_instance_uid)
+        recount(series.values_list("pk", flat=True))

@@ -1,0 +1,105 @@
+"""Other copies of an instance: who has one, since when it is proved, and how its bytes are had back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from django.utils import timezone
+
+from gateway import fetching
+from pacs_node.storage.layout import instance_key, variant_key
+from pacs_node.storage.models import Holding
+from pacs_node.storage.stores import institution, storage
+from pacs_node.study_index.models import Instance
+from standards.digests import dataset_sha256
+from standards.errors import PermanentError, RegisError, TransientError
+
+log = structlog.get_logger(__name__)
+
+INSTITUTION = "institution"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the received bytes at ``place`` (``institution`` or a peer's name), proved at ``verified_at``."""
+
+    place: str
+    verified_at: datetime
+
+
+def other_copies(instances: Iterable[Instance]) -> dict[int, list[Copy]]:
+    """By instance key, every proved copy besides the main storage; ``holding`` should be selected with them."""
+    chosen = list(instances)
+    copies = {
+        key: [Copy(name, at) for name, at in proved]
+        for key, proved in fetching.proved_copies(instance.pk for instance in chosen).items()
+    }
+    if institution() is not None:
+        for instance in chosen:
+            holding = holding_of(instance)
+            if holding is not None and holding.institution_verified_at is not None:
+                copies.setdefault(instance.pk, []).append(Copy(INSTITUTION, holding.institution_verified_at))
+    return copies
+
+
+def holding_of(instance: Instance) -> Holding | None:
+    """The row that says where the instance lies, if it is not simply on the main storage."""
+    try:
+        return instance.holding
+    except Holding.DoesNotExist:
+        return None
+
+
+def received_key(instance: Instance) -> str:
+    """Where the received bytes of an instance lie, on every tier."""
+    series = instance.series
+    uids = series.study.study_instance_uid, series.series_instance_uid, instance.sop_instance_uid
+    return variant_key(*uids, instance.dataset_sha256) if instance.is_variant else instance_key(*uids)
+
+
+def fetch_received(instance: Instance) -> tuple[Path, str]:
+    """The received bytes from another copy, checked: a file in the storage's ``incoming``, and where it came from.
+
+    Raises: PermanentError("no-other-copy"), TransientError("recall-failed", "storage-full").
+    """
+    path = storage().new_incoming()
+    try:
+        place = _from_institution(instance, path) or _from_peer(instance, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path, place
+
+
+def _from_institution(instance: Instance, target: Path) -> str:
+    store, holding = institution(), holding_of(instance)
+    if store is None or holding is None or holding.institution_verified_at is None:
+        return ""
+    try:
+        with store.open(received_key(instance)) as source, target.open("wb") as file:
+            while chunk := source.read(1 << 20):
+                file.write(chunk)
+        if dataset_sha256(target) == instance.dataset_sha256:
+            Holding.objects.filter(pk=instance.pk).update(institution_verified_at=timezone.now())
+            return INSTITUTION
+        error: RegisError = PermanentError("digest-mismatch", "the copy at the institution is damaged")
+    except RegisError as caught:
+        error = caught
+    log.error("institution-copy-unusable", sop_instance_uid=instance.sop_instance_uid, error=str(error))
+    if isinstance(error, PermanentError):
+        Holding.objects.filter(pk=instance.pk).update(institution_verified_at=None)
+    return ""
+
+
+def _from_peer(instance: Instance, target: Path) -> str:
+    with target.open("wb") as file:
+        peer = fetching.fetch(instance.pk, instance.sop_instance_uid, instance.dataset_sha256, file)
+    try:
+        found = dataset_sha256(target)
+    except PermanentError as error:
+        raise TransientError("recall-failed", f"{peer} sent no instance: {error}") from error
+    if found != instance.dataset_sha256:
+        raise TransientError("recall-failed", f"{peer} sent other bytes than it receipted")
+    return peer
