@@ -76,6 +76,11 @@ def record_refused(*, calling_ae_title: str, called_ae_title: str, address: str,
     OutboxEntry.objects.create(kind=ASSOCIATION_REFUSED, body=body.model_dump(mode="json"))
 
 
+def record_released(series_key: int, released: list[tuple[str, str]]) -> None:
+    """Tell the centre that this node no longer holds these ``(SOP Instance UID, data set digest)`` of a series."""
+    OutboxEntry.objects.create(kind=SERIES_RELEASED, series_key=series_key, body={"released": sorted(set(released))})
+
+
 def restore_receipt(
     *,
     instance_key: int,

@@ -177,6 +177,5 @@ def release_delivered() -> int:
     with transaction.atomic():
         Delivery.objects.filter(instance_key__in=keys).update(released_at=timezone.now())
         for series_key, deliveries in by_series.items():
-            released = sorted({(item.sop_instance_uid, item.dataset_sha256) for item in deliveries})
-            OutboxEntry.objects.create(kind=actions.SERIES_RELEASED, series_key=series_key, body={"released": released})
+            actions.record_released(series_key, [(item.sop_instance_uid, item.dataset_sha256) for item in deliveries])
     return len(keys)

@@ -19,3 +19,4 @@ class StudyIndexConfig(AppConfig):
         register_store(import_module("pacs_node.study_index.gateway_store").IndexedStore())
         on_missing(import_module("pacs_node.study_index.recalling").recall)
         import_module("pacs_node.study_index.rounds").register()
+        import_module("pacs_node.study_index.background").register()

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
 from gateway.protocols import HeldInstance
@@ -70,6 +70,13 @@ def describe_instance(instance: Instance) -> InstanceDescription:
 
 
 def _held() -> QuerySet[Instance]:
+    """What this node holds on a storage of its own; what only a peer still has is served, but not held."""
+    lost_to_peers = Q(holding__away_at__isnull=False, holding__institution_verified_at=None)
+    return _kept().exclude(lost_to_peers)
+
+
+def _kept() -> QuerySet[Instance]:
+    """What this node answers for, be it by fetching it back."""
     return Instance.objects.filter(released_at__isnull=True)
 
 
@@ -127,7 +134,7 @@ class IndexedStore:
 
     def find(self, sop_instance_uid: str, dataset_sha256: str) -> int | None:
         """The key of the instance with this content, if it is held here."""
-        chosen = _held().filter(sop_instance_uid=sop_instance_uid, dataset_sha256=dataset_sha256)
+        chosen = _kept().filter(sop_instance_uid=sop_instance_uid, dataset_sha256=dataset_sha256)
         return chosen.values_list("pk", flat=True).first()
 
     def ensure_frames_digest(self, instance_key: int) -> str | None:
@@ -157,7 +164,7 @@ class IndexedStore:
 
     @staticmethod
     def _path(instance_key: int) -> str:
-        path = _held().filter(pk=instance_key).values_list("path", flat=True).first()
+        path = _kept().filter(pk=instance_key).values_list("path", flat=True).first()
         if path is None:
             raise PermanentError("instance-gone", f"instance {instance_key} is not held here")
         return path
