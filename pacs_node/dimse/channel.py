@@ -1,6 +1,7 @@
 """An established association as one blocking socket: whole messages in, whole messages out, no thread of its own."""
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -60,6 +61,13 @@ class Channel:
         """Why the association is over, "" while it is not."""
         self._message_id = 0
         self._cancelled: set[int] = set()
+        self._buffer = bytearray()
+
+    def buffer(self, length: int) -> memoryview:
+        """Memory to send from, the same at each call."""
+        if len(self._buffer) != length:
+            self._buffer = bytearray(length)
+        return memoryview(self._buffer)
 
     def next_message_id(self) -> int:
         """1 to 65535, again and again."""
@@ -102,6 +110,33 @@ class Channel:
                     first += 1
                 if sent:
                     views[first] = views[first][sent:]
+        except TimeoutError as error:
+            raise self._over("timed-out", "the peer takes nothing in") from error
+        except OSError as error:
+            raise self._over("connection-lost", error.strerror or str(error)) from error
+
+    @property
+    def can_send_files(self) -> bool:
+        """Whether the kernel can copy from a file into this socket."""
+        return not isinstance(self.socket, ssl.SSLSocket)
+
+    def send_from_file(self, before: bytes, descriptor: int, offset: int, length: int) -> None:
+        """Send ``before`` and then ``length`` bytes of a file from ``offset`` on; no buffer of ours ever holds them."""
+        try:
+            self.socket.settimeout(self.timeout)
+            while before:
+                before = before[self.socket.send(before, socket.MSG_MORE) :]
+            while length:
+                try:
+                    sent = os.sendfile(self.socket.fileno(), descriptor, offset, length)
+                except BlockingIOError:
+                    if not select.select([], [self.socket], [], self.timeout)[1]:
+                        raise TimeoutError from None
+                    continue
+                if not sent:
+                    self.abort()
+                    raise self._over("storage-damaged", "the file became shorter while it was sent")
+                offset, length = offset + sent, length - sent
         except TimeoutError as error:
             raise self._over("timed-out", "the peer takes nothing in") from error
         except OSError as error:

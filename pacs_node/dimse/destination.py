@@ -1,6 +1,6 @@
 """A registered AE that instances are sent to: as many associations as their classes and syntaxes need."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import structlog
@@ -9,7 +9,7 @@ from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import config
 from pacs_node.dimse.calling import MOST_CONTEXTS, Address, associate
 from pacs_node.dimse.channel import Channel
-from pacs_node.dimse.sender import FALLBACKS, Sent, Stored, send_stored
+from pacs_node.dimse.sender import FALLBACKS, Manner, Opened, Sent, send_opened
 from standards.errors import RegisError, TransientError
 
 log = structlog.get_logger(__name__)
@@ -52,28 +52,27 @@ class Destination:
         self,
         entity: ApplicationEntity,
         pairs: Iterable[tuple[str, str]],
-        originator: tuple[str, int] | None,
-        is_cancelled: Callable[[], bool] | None = None,
+        manner: Manner,
     ) -> None:
         self.entity = entity
         self._parts = proposals(pairs)
         self._part_of = {sop_class: number for number, part in enumerate(self._parts) for sop_class in part}
-        self._originator = originator
-        self._is_cancelled = is_cancelled
+        self._manner = manner
         self._channels: dict[int, Channel] = {}
         self._refusals: dict[int, str] = {}
         self._losses = 0
 
-    def send(self, stored: Stored) -> Sent:
+    def send(self, opened: Opened) -> Sent:
         """Send one instance; an unreachable peer is a failed sub-operation with its reason. Raises: Cancelled."""
-        part = self._part_of.get(stored.sop_class_uid, 0)
+        part = self._part_of.get(opened.stored.sop_class_uid, 0)
         channel = self._channels.get(part)
         if channel is None and part not in self._refusals:
             channel = self._open(part)
         if channel is None:
+            opened.close()
             return Sent(_NOT_REACHED, self._refusals[part])
         try:
-            return send_stored(channel, stored, originator=self._originator, is_cancelled=self._is_cancelled)
+            return send_opened(channel, opened, self._manner)
         except TransientError as error:
             channel.close()
             del self._channels[part]

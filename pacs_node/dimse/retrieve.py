@@ -3,7 +3,8 @@
 Source: PS3.4 C.4.2, C.4.3; PS3.7 9.1.3, 9.1.4
 """
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,7 +24,7 @@ from pacs_node.dimse.admission import Peer, peer_of
 from pacs_node.dimse.channel import Channel, borrowed
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.destination import Destination
-from pacs_node.dimse.sender import Cancelled, Sent, Stored, send_stored
+from pacs_node.dimse.sender import Cancelled, Manner, Opened, Sent, Stored, send_opened
 from pacs_node.dimse.statuses import (
     CANCELLED,
     PENDING,
@@ -46,6 +47,9 @@ log = structlog.get_logger(__name__)
 PATIENT_ROOT: Final = frozenset({"1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.1.3"})
 
 _BATCH: Final = 500
+_FILES_AHEAD: Final = 16
+_ALL_TOLD: Final = 10
+_TELL_EVERY_SECONDS: Final = 0.1
 _LONGEST_SHORT_VALUE: Final = 0xFFFE
 _COLUMNS: Final = {
     "StudyInstanceUID": "series__study__study_instance_uid",
@@ -116,6 +120,10 @@ class Retrieve:
         self.move_destination = str(getattr(request, "MoveDestination", "") or "").strip()
         self.association = association
         self.progress = Progress()
+        self._coming: Iterator[tuple[str, str, Stored]] = iter(())
+        self._ahead: deque[tuple[str, str, Opened]] = deque()
+        self._tell_after = 0.0
+        self._trouble: TransientError | None = None
 
     def serve(self) -> None:
         """Do it, and answer whatever happens. Raises TransientError when the asker's association is over."""
@@ -152,31 +160,66 @@ class Retrieve:
                 "move-destination-unknown", f"{self.move_destination} is not registered with host and port"
             )
         pairs = chosen.order_by().values_list("sop_class_uid", "transfer_syntax_uid").distinct()
-        return Destination(entity, set(pairs), (peer.ae_title, self.message_id), self._is_cancelled)
+        manner = Manner((peer.ae_title, self.message_id), self._must_stop, self._look_ahead)
+        return Destination(entity, set(pairs), manner)
 
-    def _sub_operations(self, keys: list[int], send: Callable[[Stored], Sent]) -> bool:
+    def _sub_operations(self, keys: list[int], send: Callable[[Opened], Sent]) -> bool:
         """Whether it was cancelled."""
-        for uid, study, stored in _stored(keys):
-            if self._is_cancelled():
-                return True
-            try:
-                sent = send(stored)
-            except Cancelled:
-                return True
-            self.progress.count(uid, study, sent)
-            if self.progress.remaining:
-                self._answer(PENDING)
-        return False
+        self._coming = _stored(keys)
+        try:
+            while True:
+                self._look_ahead()
+                if not self._ahead:
+                    return False
+                if self.channel.is_cancelled(self.message_id):
+                    return True
+                uid, study, opened = self._ahead.popleft()
+                try:
+                    sent = send(opened)
+                except Cancelled:
+                    self._raise_trouble()
+                    return True
+                self.progress.count(uid, study, sent)
+                self._raise_trouble()
+                self._tell()
+        finally:
+            for _, _, opened in self._ahead:
+                opened.close()
 
-    def _send_back(self, stored: Stored) -> Sent:
-        if not any(
-            context.as_scu and context.abstract_syntax == stored.sop_class_uid for context in self.channel.contexts
-        ):
+    def _look_ahead(self) -> None:
+        """Have the next files open, and read by the kernel while the peer is busy with this one."""
+        while len(self._ahead) < _FILES_AHEAD:
+            following = next(self._coming, None)
+            if following is None:
+                return
+            uid, study, stored = following
+            self._ahead.append((uid, study, Opened(stored)))
+
+    def _tell(self) -> None:
+        """A pending response: after each of the first, then ten a second, as each costs the asker time too."""
+        done = self.progress.outcomes.total()
+        now = time.monotonic()
+        if self.progress.remaining and (done <= _ALL_TOLD or now >= self._tell_after):
+            self._answer(PENDING)
+            self._tell_after = now + _TELL_EVERY_SECONDS
+
+    def _must_stop(self) -> bool:
+        try:
+            return self._trouble is not None or self.channel.is_cancelled(self.message_id)
+        except TransientError as error:
+            self._trouble = error
+            return True
+
+    def _raise_trouble(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _send_back(self, opened: Opened) -> Sent:
+        wanted = opened.stored.sop_class_uid
+        if not any(context.as_scu and context.abstract_syntax == wanted for context in self.channel.contexts):
+            opened.close()
             return Sent(0x0122, "class-not-negotiated: the asker is no Storage SCP for this class here")
-        return send_stored(self.channel, stored)
-
-    def _is_cancelled(self) -> bool:
-        return self.channel.is_cancelled(self.message_id)
+        return send_opened(self.channel, opened, Manner(meanwhile=self._look_ahead))
 
     def _answer(self, status: int, *, comment: str = "") -> None:
         """A pending or the final response, with counts and, at the end, what failed. Source: PS3.4 C.4.2.1.4.2"""

@@ -1,6 +1,8 @@
 """C-STORE as SCU: stored files go out byte for byte in flat memory; transcoded only where the peer refuses them."""
 
+import contextlib
 import io
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pacs_node.dimse.channel import Channel, Context
 from pacs_node.dimse.transcode import dataset_extent, transcoded
 from pacs_node.storage.filesystem import storage
 from standards import upper_layer
-from standards.errors import PermanentError, TransientError
+from standards.errors import PermanentError, RegisError, TransientError
 from standards.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 
 log = structlog.get_logger(__name__)
@@ -22,6 +24,8 @@ FALLBACKS: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 """What a peer that refuses the stored syntax is offered, best first."""
 
 _BUFFER_BYTES: Final = 1 << 20
+_WORTH_A_CALL_BYTES: Final = 32 << 10
+_READ_AHEAD_BYTES: Final = 8 << 20
 _LOOK_UP_EVERY_BYTES: Final = 16 << 20
 _WARNINGS: Final = range(0xB000, 0xC000)
 _OTHER_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
@@ -59,33 +63,56 @@ class Cancelled(Exception):
     """The one who asked wants no more; the association that was sending is aborted, as an object cannot be unsent."""
 
 
-def send_stored(
-    channel: Channel,
-    stored: Stored,
-    *,
-    originator: tuple[str, int] | None = None,
-    is_cancelled: Callable[[], bool] | None = None,
-) -> Sent:
-    """Send one instance and wait for the answer. What cannot be sent is a ``Sent`` that failed, with its reason.
+class Opened:
+    """An instance whose file is open, and on its way into the page cache, before its turn to be sent comes."""
 
-    ``originator``: AE title and message id of the C-MOVE that asked. ``is_cancelled`` is asked within large objects.
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        self.file: BinaryIO | None = None
+        self.refusal: Sent | None = None
+        if stored.is_released:
+            self.refusal = Sent(_GONE, "instance-gone: this node has let go of the file")
+            return
+        try:
+            self.file = storage().open(stored.path)
+        except RegisError as error:
+            log.error("instance-gone", sop_instance_uid=stored.sop_instance_uid, detail=error.detail)
+            self.refusal = Sent(_GONE, str(error))
+            return
+        with contextlib.suppress(OSError):  # a stream of another store than files has no descriptor
+            os.posix_fadvise(self.file.fileno(), 0, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How sub-operations are sent: ``originator`` is AE title and message id of the C-MOVE that asked, ``is_cancelled``
+    is asked within large objects, ``meanwhile`` is called while the peer makes up its answer."""
+
+    originator: tuple[str, int] | None = None
+    is_cancelled: Callable[[], bool] | None = None
+    meanwhile: Callable[[], None] | None = None
+
+
+def send_opened(channel: Channel, opened: Opened, manner: Manner) -> Sent:
+    """Send one instance, wait for the answer, close the file. What cannot be sent is a ``Sent`` that failed.
 
     Raises: TransientError when the association is over (``Channel``), Cancelled.
     """
-    if stored.is_released:
-        return Sent(_GONE, "instance-gone: this node has let go of the file")
-    try:
-        file = storage().open(stored.path)
-    except PermanentError as error:
-        log.error("instance-gone", sop_instance_uid=stored.sop_instance_uid, detail=error.detail)
-        return Sent(_GONE, str(error))
+    stored, file = opened.stored, opened.file
+    if file is None or opened.refusal is not None:
+        return opened.refusal or Sent(_GONE)
     with file:
         try:
             start, syntax = dataset_extent(file)
             context = channel.accepts(stored.sop_class_uid, syntax)
             if context is not None:
-                return _send(channel, context, stored, file, start, originator, is_cancelled)
-            return _send_transcoded(channel, stored, file, syntax, originator, is_cancelled)
+                return _send(channel, context, stored, file, start, manner)
+            return _send_transcoded(channel, stored, file, syntax, manner)
         except PermanentError as error:
             log.error(
                 "instance-not-sent", code=error.code, detail=error.detail, sop_instance_uid=stored.sop_instance_uid
@@ -102,15 +129,14 @@ def _send_transcoded(
     stored: Stored,
     file: BinaryIO,
     syntax: str,
-    originator: tuple[str, int] | None,
-    is_cancelled: Callable[[], bool] | None,
+    manner: Manner,
 ) -> Sent:
     contexts = [channel.accepts(stored.sop_class_uid, fallback) for fallback in FALLBACKS]
     context = next((context for context in contexts if context is not None), None)
     if context is None:
         raise PermanentError("syntax-refused", f"the peer takes it neither as {syntax} nor uncompressed")
     with _transcoding, transcoded(file, context.transfer_syntax, folder=config().data_dir) as (plain, start, done):
-        sent = _send(channel, context, stored, plain, start, originator, is_cancelled)
+        sent = _send(channel, context, stored, plain, start, manner)
     log.info("instance-transcoded", sop_instance_uid=stored.sop_instance_uid, conversion=done, status=sent.status)
     return Sent(sent.status, sent.comment, done)
 
@@ -121,8 +147,7 @@ def _send(
     stored: Stored,
     file: BinaryIO,
     start: int,
-    originator: tuple[str, int] | None,
-    is_cancelled: Callable[[], bool] | None,
+    manner: Manner,
 ) -> Sent:
     message_id = channel.next_message_id()
     command = {
@@ -133,10 +158,12 @@ def _send(
         "AffectedSOPInstanceUID": stored.sop_instance_uid,
         "CommandDataSetType": upper_layer.DATASET_FOLLOWS,
     }
-    if originator is not None:
-        command["MoveOriginatorApplicationEntityTitle"], command["MoveOriginatorMessageID"] = originator
+    if manner.originator is not None:
+        command["MoveOriginatorApplicationEntityTitle"], command["MoveOriginatorMessageID"] = manner.originator
     request = upper_layer.message(context.context_id, command, channel.largest_pdu)
-    _send_dataset(channel, context.context_id, request, file, start, is_cancelled)
+    _send_dataset(channel, context.context_id, request, file, start, manner.is_cancelled)
+    if manner.meanwhile is not None:
+        manner.meanwhile()
     answer = channel.receive()
     if (
         answer.field != upper_layer.C_STORE_RQ | upper_layer.RESPONSE
@@ -155,15 +182,59 @@ def _send_dataset(
     start: int,
     is_cancelled: Callable[[], bool] | None,
 ) -> None:
-    """The command and the file from ``start`` on, in one system call a megabyte."""
+    """The command, and the file from ``start`` on."""
     end = file.seek(0, io.SEEK_END)
-    file.seek(start)
     step = upper_layer.fragment_bytes(channel.largest_pdu, _BUFFER_BYTES)
-    buffer = bytearray(min(max(step, _BUFFER_BYTES - _BUFFER_BYTES % step), max(end - start, 1)))
-    view, position, looked = memoryview(buffer), start, start
+    if channel.can_send_files and step >= _WORTH_A_CALL_BYTES and end > start:
+        _send_file(channel, context_id, request, file.fileno(), (start, end, step), is_cancelled)
+    else:
+        _send_copied(channel, context_id, request, file, (start, end, step), is_cancelled)
+
+
+def _send_file(
+    channel: Channel,
+    context_id: int,
+    request: bytes,
+    descriptor: int,
+    extent: tuple[int, int, int],
+    is_cancelled: Callable[[], bool] | None,
+) -> None:
+    """Fragments of ``step`` bytes from ``start`` to ``end`` straight from the page cache into the socket."""
+    start, end, step = extent
+    before, looked = request, start
+    for position in range(start, end, step):
+        length = min(step, end - position)
+        is_last = position + length == end
+        head = upper_layer.pdv_header(context_id, length, is_command=False, is_last=is_last)
+        channel.send_from_file(before + head, descriptor, position, length)
+        before = b""
+        if is_cancelled is not None and position - looked >= _LOOK_UP_EVERY_BYTES:
+            looked = position
+            _stop_if_cancelled(channel, is_cancelled)
+
+
+def _stop_if_cancelled(channel: Channel, is_cancelled: Callable[[], bool]) -> None:
+    if is_cancelled():
+        channel.abort(source=0)
+        raise Cancelled
+
+
+def _send_copied(
+    channel: Channel,
+    context_id: int,
+    request: bytes,
+    file: BinaryIO,
+    extent: tuple[int, int, int],
+    is_cancelled: Callable[[], bool] | None,
+) -> None:
+    """The same through a buffer, a megabyte a call: for TLS, for what is no file, and for small fragments."""
+    start, end, step = extent
+    file.seek(start)
+    view = channel.buffer(_BUFFER_BYTES - _BUFFER_BYTES % step)
+    position = looked = start
     pieces: list[bytes | memoryview] = [request]
     while True:
-        wanted = min(len(buffer), end - position)
+        wanted = min(len(view), end - position)
         if file.readinto(view[:wanted]) != wanted:  # type: ignore[attr-defined]
             channel.abort()
             raise TransientError("storage-damaged", "the file became shorter while it was sent")
@@ -179,6 +250,4 @@ def _send_dataset(
             return
         if is_cancelled is not None and position - looked >= _LOOK_UP_EVERY_BYTES:
             looked = position
-            if is_cancelled():
-                channel.abort(source=0)
-                raise Cancelled
+            _stop_if_cancelled(channel, is_cancelled)

@@ -14,12 +14,15 @@ from standards.transcoding import as_explicit
 
 _LONG: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _COPIED_WHOLE: Final = 1 << 20
-_META_BYTES: Final = 1 << 16
+_META_BYTES: Final = 4096
+_LONGEST_META_BYTES: Final = 1 << 20
 
 
 def dataset_extent(file: IO[bytes]) -> tuple[int, str]:
     """Where the data set begins, and its transfer syntax as the file has it: it may have been recompressed just now."""
     head = file.read(_META_BYTES)
+    if head[132:136] == b"\x02\x00\x00\x00" and struct.unpack_from("<L", head, 140)[0] > _META_BYTES - 156:
+        head += file.read(_LONGEST_META_BYTES)
     if head[128:132] != b"DICM":
         raise PermanentError("storage-damaged", "no DICM after a preamble of 128 bytes")
     position, syntax = 132, ""
