@@ -1,21 +1,121 @@
-"""The HTTP side of a node: one WSGI application on a plain and, with a certificate, a TLS port."""
+"""The HTTP side of a node: one WSGI application on a plain and, with a certificate, a TLS port.
 
+Bodies that are pieces of files go out by ``sendfile``; frames that were asked for before, of a study that the same
+token may read, are answered without Django (``pacs_node.dicomweb.hot``).
+"""
+
+import select
+import socket
+import ssl
 import threading
-from typing import Any
+from typing import Any, Final
 
 import structlog
+from cheroot.server import HTTPConnection
 from cheroot.ssl.builtin import BuiltinSSLAdapter
-from cheroot.wsgi import Server
+from cheroot.wsgi import Gateway_10, Server
 
 from pacs_node.config import NodeConfig
+from pacs_node.dicomweb.hot import hot_answer
+from pacs_node.dicomweb.segments import Segments, send_segments
 
 log = structlog.get_logger(__name__)
 
 THREADS = 16
+_MOST_HEADER: Final = 8192
+_NEXT_SOON_MS: Final = 5
+
+
+class _FileWrapper:
+    """What PEP 3333 calls ``wsgi.file_wrapper``, for :class:`Segments`."""
+
+    def __init__(self, segments: Segments, _block_size: int = 0) -> None:
+        self.segments = segments
+        self.close = getattr(segments, "close", lambda: None)
+
+    def __iter__(self) -> Any:
+        return iter(self.segments)
+
+
+class _Gateway(Gateway_10):
+    """Hands bodies of file pieces to the kernel on plain connections."""
+
+    def get_environ(self) -> dict[str, Any]:
+        """The WSGI environment, with the file wrapper."""
+        environment: dict[str, Any] = super().get_environ()
+        environment["wsgi.file_wrapper"] = _FileWrapper
+        return environment
+
+    def respond(self) -> None:
+        """Answer the request of this gateway."""
+        response = self.req.server.wsgi_app(self.env, self.start_response)
+        connection = self.req.conn
+        try:
+            if isinstance(response, _FileWrapper) and not isinstance(connection.socket, ssl.SSLSocket):
+                self.req.ensure_headers_sent()
+                send_segments(connection.socket, response.segments.parts)
+                return
+            for chunk in filter(None, response):
+                self.write(chunk)
+        except OSError:
+            self.req.close_connection = True  # the body is not whole, so the next answer must not follow it
+            raise
+        finally:
+            self.req.ensure_headers_sent()
+            if hasattr(response, "close"):
+                response.close()
+
+
+class _DirectWriter:
+    """Writes to the socket as it is told; cheroot's own copies what is left after each piece that the kernel took."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def write(self, data: bytes) -> int:
+        self._socket.sendall(data)
+        return len(data)
+
+
+class _Connection(HTTPConnection):
+    """A connection that looks at what is asked before a request is made of it."""
+
+    def __init__(self, server: Server, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(server, sock, *arguments, **options)
+        self._is_plain = not isinstance(sock, ssl.SSLSocket)
+        if self._is_plain:
+            self.wfile = _DirectWriter(sock)
+
+    def communicate(self) -> bool:
+        """Answer a request, and those that follow at once; whether to keep the connection."""
+        try:
+            while self._is_plain and not self.rfile.has_data():
+                head = self.socket.recv(_MOST_HEADER, socket.MSG_PEEK)
+                answer = hot_answer(head, self.remote_addr or "")
+                if answer is None:
+                    break
+                self.socket.recv(len(head))
+                try:
+                    send_segments(self.socket, answer.parts)
+                finally:
+                    answer.close()
+                if self.server.requests.qsize or not self._asks_again():
+                    return True
+        except OSError:  # timed out between requests, or the client has gone
+            return False
+        return bool(super().communicate())
+
+    def _asks_again(self) -> bool:
+        """Whether the next request comes so soon that another thread need not be found for it."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(_NEXT_SOON_MS))
 
 
 class _LoggedServer(Server):
     """Cheroot whose complaints go to the log, not to standard error."""
+
+    ConnectionClass = _Connection
 
     def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
         """One message of the server."""
@@ -48,7 +148,7 @@ class WebServers:
 
 
 def _server(host: str, port: int, application: Any, settings: NodeConfig) -> Server:
-    return _LoggedServer(
+    server = _LoggedServer(
         (host, port),
         application,
         numthreads=THREADS,
@@ -57,3 +157,5 @@ def _server(host: str, port: int, application: Any, settings: NodeConfig) -> Ser
         shutdown_timeout=5,
         request_queue_size=128,
     )
+    server.gateway = _Gateway
+    return server

@@ -14,7 +14,7 @@ from pydicom.datadict import dictionary_VR
 from pacs_node.dicomweb.permissions import Reach, guarded
 from pacs_node.dicomweb.qido import service_root
 from pacs_node.dicomweb.retrieval import REVALIDATE, cached, etag_of, existing, not_modified, path_of, present
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
 from standards.dicom_json import to_json
 from standards.dicom_xml import MEDIA_TYPE as XML

@@ -3,6 +3,8 @@
 A token is checked with the keys that the centre's directory gave, so it holds while the centre is away.
 """
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -20,11 +22,13 @@ from pacs_node.config import config
 from pacs_node.dicomweb.problems import Refused, error_response
 from pacs_node.study_index.models import Study
 from standards.errors import PermanentError, RegisError
-from standards.tokens import ALL_STUDIES, ImageClaims, public_key_from_text, verify_image_token
+from standards.tokens import ALL_STUDIES, SKEW_SECONDS, ImageClaims, public_key_from_text, verify_image_token
 
 log = structlog.get_logger()
 
 REGION_AUDIENCE: Final = "regis-nodes"
+_MOST_TOKENS: Final = 1000
+_DIRECTORY_SECONDS: Final = 1.0
 _TOKEN_SENTENCES: Final = {
     "token-expired": "The image token has expired; ask the centre for a fresh one.",
     "token-wrong-audience": "The image token is for another node.",
@@ -70,6 +74,58 @@ def _claims(token: str) -> ImageClaims:
     return verify_image_token(token, trusted, REGION_AUDIENCE)
 
 
+class _Verified:
+    """Tokens verified lately. They hold until they expire, or until the keys of the directory are others.
+
+    The directory is asked for at most once a second, so a key that is taken out of it is trusted that much longer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reaches: dict[str, tuple[Reach, float]] = {}
+        self._trusted: object = None
+        self._asked_at = float("-inf")
+
+    def reach(self, token: str) -> Reach:
+        """Raises: PermanentError "token-expired", "token-wrong-audience", "token-invalid"."""
+        self._follow_directory()
+        known = self._reaches.get(token)
+        if known is None:
+            trusted = self._trusted
+            claims = _claims(token)
+            studies = None if ALL_STUDIES in claims.studies else claims.studies
+            known = (Reach(claims.subject, studies, claims.operations), claims.expires.timestamp() + SKEW_SECONDS)
+            with self._lock:
+                if len(self._reaches) >= _MOST_TOKENS:
+                    self._reaches.clear()
+                if trusted == self._trusted:
+                    self._reaches[token] = known
+        if time.time() > known[1]:
+            self._reaches.pop(token, None)
+            raise PermanentError("token-expired")
+        return known[0]
+
+    def _follow_directory(self) -> None:
+        now = time.monotonic()
+        if now - self._asked_at < _DIRECTORY_SECONDS:
+            return
+        state = JoinState.objects.only("name", "directory").first()
+        trusted = (state.name, state.directory.get("token_keys", {})) if state else None
+        with self._lock:
+            if trusted != self._trusted:
+                self._reaches.clear()
+                self._trusted = trusted
+            self._asked_at = now
+
+
+_verified = _Verified()
+
+
+def bearer_reach(token: str) -> Reach:
+    """How far an image token reaches. Raises: PermanentError, as ``tokens.verify_image_token``."""
+    return _verified.reach(token)
+
+
 def reach_of(request: HttpRequest) -> Reach:
     """How far this request may go; an ``Authorization`` header decides, else the login session.
 
@@ -81,12 +137,10 @@ def reach_of(request: HttpRequest) -> Reach:
         if scheme.lower() != "bearer":
             raise Refused("token-not-accepted", "Only a Bearer image token is accepted here.")
         try:
-            claims = _claims(token.strip())
+            return bearer_reach(token.strip())
         except PermanentError as error:
             log.info("dicomweb.token_refused", code=error.code)
             raise Refused(error.code, _TOKEN_SENTENCES[error.code]) from error
-        studies = None if ALL_STUDIES in claims.studies else claims.studies
-        return Reach(claims.subject, studies, claims.operations)
     if request.user.is_authenticated:
         return Reach(request.user.get_username(), None, frozenset({"read", "store"}))
     raise Refused("token-missing", "This needs an image token of the centre or a login at this node.")

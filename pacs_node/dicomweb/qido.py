@@ -28,8 +28,12 @@ _OFFERS: Final = [_JSON_OFFER, Offer("application/json"), Offer(XML, multipart=T
 
 def service_root(request: HttpRequest) -> str:
     """The address of ``/dicom-web`` for links: never from the Host header alone, but a configured one that it names."""
+    return root_for(f"{request.scheme}://{request.get_host()}")
+
+
+def root_for(asked: str) -> str:
+    """:func:`service_root` for a request to this scheme and host."""
     known = [config().url, config().peer_url]
-    asked = f"{request.scheme}://{request.get_host()}"
     return f"{asked if asked in known else known[0]}/dicom-web"
 
 

@@ -20,7 +20,7 @@ from pacs_node.config import config
 from pacs_node.dicomweb.permissions import Reach, study_filter
 from pacs_node.dicomweb.queries import held
 from pacs_node.dicomweb.segments import open_source
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
 from standards import transfer_syntaxes
 from standards.errors import PermanentError

@@ -1,13 +1,16 @@
 """Bodies made of pieces of files: sent by the kernel where the server can, read in chunks everywhere else."""
 
+import os
 import re
-from collections.abc import Iterable, Iterator
+import select
+import socket
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 
 _CHUNK: Final = 1 << 18
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -18,6 +21,15 @@ class FileRange:
     """``length`` bytes from ``offset`` on of ``source``: a key of the storage, or an absolute path of this machine."""
 
     source: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """``length`` bytes from ``offset`` on of an open file."""
+
+    descriptor: int
     offset: int
     length: int
 
@@ -69,6 +81,39 @@ def _read(part: FileRange) -> Iterator[bytes]:
 def open_source(source: str) -> BinaryIO:
     """The file of a :class:`FileRange`. Raises: PermanentError("instance-gone"), TransientError("recall-failed")."""
     return open(source, "rb") if source.startswith("/") else storage().open(source)
+
+
+def send_segments(sock: socket.socket, parts: Sequence[Segment | OpenFile]) -> None:
+    """Send the parts, files straight from the page cache. Raises: OSError, also when the client takes no more in time.
+
+    ``sock`` is a plain one with a timeout; so long may the client not take anything.
+    """
+    last = len(parts) - 1
+    for number, part in enumerate(parts):
+        if isinstance(part, bytes):
+            sock.sendall(part, socket.MSG_MORE if number < last else 0)
+        elif isinstance(part, OpenFile):
+            _send_file(sock, part.descriptor, part.offset, part.length)
+        else:
+            with open_source(part.source) as file:
+                _send_file(sock, file.fileno(), part.offset, part.length)
+
+
+def _send_file(sock: socket.socket, descriptor: int, offset: int, length: int) -> None:
+    while length:
+        try:
+            sent = os.sendfile(sock.fileno(), descriptor, offset, length)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            timeout = sock.gettimeout()
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutError("the client takes nothing more") from None
+            continue
+        if not sent:
+            raise OSError(f"a stored file ends {length} bytes too early")
+        offset += sent
+        length -= sent
 
 
 class SegmentsResponse(StreamingHttpResponse):

@@ -18,7 +18,7 @@ from pacs_node.dicomweb.permissions import Reach, client_address, guarded, recor
 from pacs_node.dicomweb.problems import Refused, error_response
 from pacs_node.dicomweb.qido import JSON, service_root
 from pacs_node.dimse.statuses import NOT_AUTHORISED, OUT_OF_RESOURCES, status_of
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import Ingested, ingest
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.media_types import DICOM, parse

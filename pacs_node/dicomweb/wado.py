@@ -25,7 +25,7 @@ from pacs_node.dicomweb.retrieval import (
     table_of,
 )
 from pacs_node.dicomweb.segments import FileRange, Segment, Segments, SegmentsResponse, ranged
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
 from standards import transfer_syntaxes
 from standards.errors import PermanentError

@@ -1,8 +1,8 @@
 """Retrieval over DICOMweb: frames, whole series, metadata and searches, a Regis node and Orthanc side by side.
 
-Each server holds the same CT series. One compiled client (wrk) keeps its connections and asks as fast as it is
-answered; what is asked is spread over all instances of the series. Peak memory is the server's own, read from the
-kernel after its last run.
+Each server holds the same CT series. Each connection is a process that keeps it and asks as fast as it is answered,
+while the kernel drops the bodies uncopied, so that the client is not what is measured; what is asked is spread over all
+instances of the series. Peak memory is the server's own, read from the kernel after its last run.
 """
 
 import argparse
@@ -11,16 +11,21 @@ import os
 import re
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from deploy.health import listens
 from deploy.processes import as_child, free_port, wait_until
@@ -32,6 +37,8 @@ ROOT = Path(__file__).parents[2]
 AS_STORED: Final = "transfer-syntax=*"
 PLUGIN: Final = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 _STORE_BATCH: Final = 20
+_BUFFER: Final = 1 << 20
+_FORK: Final = get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -178,33 +185,77 @@ def check(server: Server, case: Case, path: str, count: int) -> int:
     return len(body)
 
 
-def measure(server: Server, case: Case, paths: list[str], seconds: int, connections: int, scratch: Path) -> float:
-    """Answers a second. Raises: RuntimeError when any was not a 200."""
-    script = scratch / "ask.lua"
-    lines = ",\n".join(json.dumps(f"/dicom-web{path}") for path in paths)
-    script.write_text(
-        f"local paths = {{{lines}}}\nlocal at = 0\n"
-        "request = function() at = at % #paths + 1; return wrk.format('GET', paths[at]) end\n"
-        "done = function(summary, latency, requests)\n"
-        "  local e = summary.errors\n"
-        "  io.write('RESULT ', summary.requests, ' ', summary.duration, ' ', summary.bytes, ' ',\n"
-        "    e.connect + e.read + e.write + e.status + e.timeout, '\\n') end\n"
-    )
-    headers = [f"{name}: {value}" for name, value in ({**server.headers, "Accept": case.accept}).items()]
-    command = [_program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script)]
-    for header in headers:
-        command += ["-H", header]
-    done = subprocess.run([*command, server.root.removesuffix("/dicom-web")], capture_output=True, text=True)
-    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", done.stdout)
-    if not found or int(found[4]) or not int(found[1]):
-        raise RuntimeError(f"{case.name}: {done.stdout}{done.stderr}")
-    microseconds = int(found[2])
-    if case.unit == "MB/s":
-        return int(found[3]) / microseconds
-    return int(found[1]) / microseconds * 1e6
+def ask(address: tuple[str, int], requests: list[bytes], seconds: float, results: "Queue[tuple[int, int]]") -> None:
+    """Ask over one kept connection until the time is up; puts (answers, bytes of their bodies).
+
+    Bodies of known length and those that end with the connection are counted and dropped by the kernel, uncopied.
+    """
+    buffer = bytearray(_BUFFER)
+    answers = octets = at = 0
+    connection: socket.socket | None = None
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        connection = connection or socket.create_connection(address)
+        connection.sendall(requests[at % len(requests)])
+        at += 1
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = connection.recv(4096)
+            if not piece:
+                raise RuntimeError("the server hung up")
+            head += piece
+        head, _, body = head.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(head.decode("latin-1"))
+        fields = head.lower()
+        known = re.search(rb"\r\ncontent-length: *(\d+)", fields)
+        octets += _rest(connection, body, int(known[1]) if known else None, b"chunked" in fields, buffer)
+        answers += 1
+        if b"connection: close" in fields:
+            connection.close()
+            connection = None
+    results.put((answers, octets))
 
 
-TARGETS: Final[dict[str, Callable[[Path], object]]] = {"Regis node": regis, "Orthanc": orthanc}
+def _rest(connection: socket.socket, body: bytes, length: int | None, chunked: bool, buffer: bytearray) -> int:
+    if chunked:
+        tail, total = body[-7:], len(body)
+        while not tail.endswith(b"\r\n0\r\n\r\n"):
+            count = connection.recv_into(buffer)
+            tail, total = (tail + bytes(buffer[max(0, count - 7) : count]))[-7:], total + count
+        return total
+    total = len(body)
+    while length is None or total < length:
+        wanted = _BUFFER if length is None else min(_BUFFER, length - total)
+        count = connection.recv_into(buffer, wanted, socket.MSG_TRUNC)
+        if not count:
+            break
+        total += count
+    if length is not None and total != length:
+        raise RuntimeError(f"{total} of {length} bytes")
+    return total
+
+
+def measure(server: Server, case: Case, paths: list[str], seconds: float, connections: int) -> float:
+    """Answers, or megabytes, a second. Raises: RuntimeError when an answer was not whole or no 200."""
+    parts = urlsplit(server.root)
+    address = (parts.hostname or "", parts.port or 0)
+    headers = {"Host": parts.netloc, "Accept": case.accept, **server.headers}
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    requests = [f"GET {parts.path}{path} HTTP/1.1\r\n{fields}\r\n".encode() for path in paths]
+    results: Queue[tuple[int, int]] = _FORK.Queue()
+    shares = [requests[start::connections] or requests for start in range(connections)]
+    begun = time.monotonic()
+    clients = [_FORK.Process(target=ask, args=(address, share, seconds, results)) for share in shares]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    took = time.monotonic() - begun
+    if any(client.exitcode for client in clients):
+        raise RuntimeError(f"{case.name}: a client failed")
+    found = [results.get() for _ in clients]
+    return sum(octets for _, octets in found) / took / 1e6 if case.unit == "MB/s" else sum(n for n, _ in found) / took
 
 
 def run(count: int, runs: int, seconds: int, connections: int, only: str, scratch: Path) -> None:
@@ -235,7 +286,7 @@ def run(count: int, runs: int, seconds: int, connections: int, only: str, scratc
                 for name, server in servers.items():
                     if number == 0:
                         check(server, case, paths[0], count)
-                    rate = measure(server, case, paths, seconds, connections, scratch)
+                    rate = measure(server, case, paths, seconds, connections)
                     rates.setdefault((case.name, name), []).append(rate)
                     print(f"  run {number + 1}: {case.name}: {name} {rate:.0f} {case.unit}", flush=True)
         peaks = {name: server.peak_mb() for name, server in servers.items()}
@@ -264,15 +315,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--dir", type=Path, default=ROOT / "var" / "bench", help="a folder on the disk to measure")
     chosen = parser.parse_args()
-    missing = [
-        f"{name} (Debian: {package})"
-        for name, package in (("wrk", "wrk"), ("Orthanc", "orthanc"))
-        if not _program(name)
-    ]
-    if not PLUGIN.exists():
-        missing.append("Orthanc's DICOMweb plugin (Debian: orthanc-dicomweb)")
-    if missing:
-        sys.exit(f"regis bench wado needs {', '.join(missing)}.")
+    if not _program("Orthanc") or not PLUGIN.exists():
+        sys.exit("regis bench wado needs Orthanc and its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb).")
     chosen.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wado-", dir=chosen.dir) as folder:
         run(chosen.count, chosen.runs, chosen.seconds, chosen.connections, chosen.only, Path(folder))
