@@ -14,7 +14,8 @@ from pydicom.datadict import tag_for_keyword
 from pacs_node.study_index import keys as k
 from pacs_node.study_index.conditions import zone_offset
 from pacs_node.study_index.keys import BY_TAG, COLUMNS, KEPT, Level
-from pacs_node.study_index.queries import Counts, Row, Search, columns, zone_of_the_node
+from pacs_node.study_index.queries import Counts, Row, columns, zone_of_the_node
+from pacs_node.study_index.searches import Search
 from standards.errors import PermanentError
 from standards.periods import shifted
 

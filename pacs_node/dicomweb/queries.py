@@ -9,9 +9,9 @@ from django.http import QueryDict
 
 from pacs_node.dicomweb.attributes import Fields, fields_of, tag_of
 from pacs_node.dicomweb.permissions import Reach
-from pacs_node.study_index import queries
 from pacs_node.study_index.keys import Level, vr_of
-from pacs_node.study_index.queries import Search, Tree
+from pacs_node.study_index.searches import Search, Tree
+from pacs_node.study_index.searches import search as understood
 from standards.errors import PermanentError
 
 MOST_RESULTS: Final = 1000
@@ -55,7 +55,7 @@ def parse(level: Level, query: QueryDict, reach: Reach, within: Mapping[str, str
         if str(tree.get(tag, "")).strip() not in ("", "*"):
             raise PermanentError("invalid-parameter", f"The {place} is named by the address already.")
         tree[tag] = uid
-    search = queries.search(
+    search = understood(
         level,
         tree,
         fuzzy=flags["fuzzymatching"],

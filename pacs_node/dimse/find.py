@@ -29,7 +29,8 @@ from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.identifiers import Answers, total
 from pacs_node.dimse.statuses import CANCELLED, OUT_OF_RESOURCES, PENDING, SUCCESS, comment_text, refusal, status_of
 from pacs_node.study_index.keys import Level
-from pacs_node.study_index.queries import Counts, Row, Search, Tree, counts_of, every, search
+from pacs_node.study_index.queries import Counts, Row, counts_of, every
+from pacs_node.study_index.searches import Search, Tree, search
 from standards import charsets, upper_layer
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.part10 import read_identifier, text

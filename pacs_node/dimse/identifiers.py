@@ -5,6 +5,7 @@ Source: PS3.4 C.4.1.1.3.2
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from pydicom.datadict import dictionary_has_tag
@@ -17,7 +18,8 @@ from pacs_node.config import config
 from pacs_node.study_index import keys as k
 from pacs_node.study_index.conditions import zone_offset
 from pacs_node.study_index.keys import KEPT, PERIODS, Level
-from pacs_node.study_index.queries import Counts, Row, Search, columns, zone_of_the_node
+from pacs_node.study_index.queries import Counts, Row, columns, zone_of_the_node
+from pacs_node.study_index.searches import Search
 from standards import charsets
 from standards.periods import offset_text, shifted
 
@@ -66,8 +68,8 @@ class Answers:
         }
         terms = charsets.terms(character_set)
         self._is_plain = len(terms) == 1 and not self._kept and "2022" not in terms[0]
-        self._encoders = [(tag, self._encoder(tag)) for tag in self._tags]
         self._head = self._element(_CHARACTER_SET, "CS", terms[0].encode()) if terms[0] else b""
+        self._writers = [self._writer(tag) for tag in self._tags]
 
     @property
     def counts(self) -> bool:
@@ -85,9 +87,8 @@ class Answers:
 
     def encoded(self, row: Row, counts: Counts, studies: int = 1) -> bytes:
         """The identifier of one answer; ``counts`` are those of its study, or of all ``studies`` of the patient."""
-        values = self._values(row, counts, studies)
         if self._is_plain:
-            return self._head + b"".join([write(values.get(tag)) for tag, write in self._encoders])
+            return self._head + b"".join([write(row, counts, studies) for write in self._writers])
         answer = Dataset()
         for tag in self._tags:
             number = int(tag, 16)
@@ -99,50 +100,70 @@ class Answers:
                     Dataset, tag, kept["vr"], kept.get("Value", [""]), "Value" if with_value else None
                 )
             else:
-                value = values.get(tag)
+                value = self._value(tag)(row, counts, studies)
                 answer[number] = DataElement(number, vr, [] if vr == "SQ" else _as_pydicom(vr, value))
         shown = charsets.encode_dataset(answer, self._character_set)
         return (
             encode(shown, self._syntax.is_implicit_VR, self._syntax.is_little_endian, self._syntax.is_deflated) or b""
         )
 
-    def _values(self, row: Row, counts: Counts, studies: int) -> dict[str, Any]:
-        values: dict[str, Any] = {tag: row.values[position] for tag, position in self._at.items()}
-        if self._zone is not None and self.level != "PATIENT":
-            offset = zone_offset(values[k.TIMEZONE], self._default_offset)
-            for date, time in PERIODS:
-                if date.tag in values:
-                    pair = shifted(values[date.tag], values[time.tag], self._zone - offset)
-                    values[date.tag], values[time.tag] = pair
-        values |= self._fixed
-        if self.level == "PATIENT":
-            values |= {
-                k.STUDIES_OF_PATIENT: studies,
-                k.SERIES_OF_PATIENT: counts.series,
-                k.INSTANCES_OF_PATIENT: counts.instances,
-            }
-        else:
-            values |= {
-                k.MODALITIES_IN_STUDY: "\\".join(counts.modalities),
-                k.SOP_CLASSES_IN_STUDY: "\\".join(counts.sop_classes),
-                k.SERIES_OF_STUDY: counts.series,
-                k.INSTANCES_OF_STUDY: counts.instances,
-            }
-        return values
+    def _value(self, tag: str) -> Callable[[Row, Counts, int], Any]:
+        """What an answer says in an element: made once a query, called once an answer."""
+        if tag in self._fixed:
+            fixed = self._fixed[tag]
+            return lambda row, counts, studies: fixed
+        position = self._at.get(tag)
+        if position is None or (self.level == "PATIENT" and tag not in _PATIENT_COLUMNS):
+            return (_OF_PATIENT if self.level == "PATIENT" else _OF_STUDY).get(tag, _nothing)
+        for date, time in PERIODS:
+            if (
+                self._zone is not None
+                and self.level != "PATIENT"
+                and tag in (date.tag, time.tag)
+                and date.tag in self._at
+            ):
+                return partial(self._shifted, date.tag, time.tag, int(tag == time.tag))
+        return lambda row, counts, studies: row.values[position]
 
-    def _encoder(self, tag: str) -> Callable[[Any], bytes]:
+    def _shifted(self, date: str, time: str, which: int, row: Row, _counts: Counts, _studies: int) -> str:
+        offset = zone_offset(row.values[self._at[k.TIMEZONE]], self._default_offset)
+        pair = row.values[self._at[date]], row.values[self._at[time]]
+        return shifted(*pair, (self._zone or 0) - offset)[which]
+
+    def _writer(self, tag: str) -> Callable[[Row, Counts, int], bytes]:
         vr = k.vr_of(tag)
+        value_of = self._value(tag)
         empty = self._element(tag, vr, b"")
+        if value_of is _nothing:
+            return lambda row, counts, studies: empty
+        if tag in self._fixed:
+            fixed = self._element(tag, vr, str(self._fixed[tag]).encode())
+            return lambda row, counts, studies: fixed
+        little, pad = self._syntax.is_little_endian, b"\0" if vr == "UI" else b" "
         if vr in _NUMBERS:
-            form = ("<" if self._syntax.is_little_endian else ">") + _NUMBERS[vr]
-            return lambda value: empty if value in (None, "") else self._element(tag, vr, struct.pack(form, value))
-        if vr in charsets.TEXT_VRS:
-            return lambda value: empty if value in (None, "") else self._element(tag, vr, self._text(vr, str(value)))
-        return lambda value: (
-            empty if value in (None, "") else self._element(tag, vr, charsets.transliterate(str(value)).encode())
-        )
+            number = struct.Struct(("<" if little else ">") + _NUMBERS[vr]).pack
+            encoded: Callable[[Any], bytes] = number
+        elif vr in charsets.TEXT_VRS:
+            encoded = partial(self._text, vr)
+        else:
+            encoded = _ascii
+        is_long = self._syntax.is_implicit_VR or vr in _LONG_LENGTH
+        length = struct.Struct(("<" if little else ">") + ("L" if is_long else "H")).pack
+        head = empty[: -4 if is_long else -2]
+
+        def write(row: Row, counts: Counts, studies: int) -> bytes:
+            value = value_of(row, counts, studies)
+            if value is None or value == "":
+                return empty
+            data = encoded(value)
+            if len(data) % 2:
+                data += pad
+            return head + length(len(data)) + data
+
+        return write
 
     def _text(self, vr: str, text: str) -> bytes:
+        """A value in the asker's character set; what that cannot show is transliterated."""
         if self._character_set == "ISO_IR 192" or text.isascii():
             return text.encode()
         return charsets.encode(
@@ -159,6 +180,28 @@ class Answers:
         if vr in _LONG_LENGTH:
             return struct.pack(f"{order}HH2s2xL", group, element, vr.encode(), len(value)) + value
         return struct.pack(f"{order}HH2sH", group, element, vr.encode(), len(value)) + value
+
+
+def _nothing(_row: Row, _counts: Counts, _studies: int) -> None:
+    return None
+
+
+_OF_STUDY: Final[dict[str, Callable[[Row, Counts, int], Any]]] = {
+    k.MODALITIES_IN_STUDY: lambda row, counts, studies: "\\".join(counts.modalities),
+    k.SOP_CLASSES_IN_STUDY: lambda row, counts, studies: "\\".join(counts.sop_classes),
+    k.SERIES_OF_STUDY: lambda row, counts, studies: counts.series,
+    k.INSTANCES_OF_STUDY: lambda row, counts, studies: counts.instances,
+}
+_OF_PATIENT: Final[dict[str, Callable[[Row, Counts, int], Any]]] = {
+    k.STUDIES_OF_PATIENT: lambda row, counts, studies: studies,
+    k.SERIES_OF_PATIENT: lambda row, counts, studies: counts.series,
+    k.INSTANCES_OF_PATIENT: lambda row, counts, studies: counts.instances,
+}
+
+
+def _ascii(value: object) -> bytes:
+    text = str(value)
+    return (text if text.isascii() else charsets.transliterate(text)).encode()
 
 
 def _as_pydicom(vr: str, value: Any) -> Any:

@@ -116,6 +116,11 @@ def can_seek(attribute: Attribute, matcher: Matcher) -> bool:
     return not isinstance(matcher, Wildcard) or bool(_WILD.split(matcher.pattern)[0])
 
 
+def can_range(matcher: NameMatch) -> bool:
+    """Whether every way to the names that match begins at a place in its index."""
+    return not matcher.words and all(_WILD.split(one)[0] for one in (*matcher.patterns, *matcher.latin))
+
+
 def wildcard(path: str, pattern: str) -> Q:
     """Text that fits a pattern with ``*`` and ``?``: a range for what comes before them, a check for the rest."""
     start = _WILD.split(pattern, maxsplit=1)[0]
@@ -146,15 +151,40 @@ def _any(conditions: Iterable[Q]) -> Q:
 
 
 def _name(column: str, matcher: NameMatch, path: Path) -> Q:
-    found = _any(wildcard(path(fold), pattern) for fold in FOLDS[column] for pattern in matcher.patterns)
+    return _any(_ways(column, matcher, path))
+
+
+def name_ways(attribute: Attribute, matcher: NameMatch) -> list[Q]:
+    """:func:`condition` in parts of which each needs one index; what any of them finds matches."""
+    return _ways(attribute.column, matcher, str)
+
+
+def _ways(column: str, matcher: NameMatch, path: Path) -> list[Q]:
+    ways = [_spelt(path(fold), matcher.patterns) for fold in FOLDS[column] if matcher.patterns]
     latin = path(LATIN[column])
-    found |= _any(wildcard(latin, pattern) for pattern in matcher.latin)
+    if matcher.latin:
+        ways.append(_spelt(latin, matcher.latin))
     if matcher.words:
-        similar = Q()
+        similar = Q(**{f"{latin}__gt": ""})
         for word in matcher.words:
             similar &= Q(**{f"{latin}__wildcard": f"*{word}*"})
-        found |= similar
-    return found
+        ways.append(similar)
+    return ways
+
+
+def _spelt(path: str, patterns: tuple[str, ...]) -> Q:
+    """Text that fits one of the patterns, within the range that they share."""
+    found = _any(wildcard(path, pattern) for pattern in patterns)
+    start = _shared_start([_WILD.split(pattern, maxsplit=1)[0] for pattern in patterns])
+    shared = Q(**{f"{path}__gt": ""}) if not start else Q(**{f"{path}__gte": start})
+    after = _after(start)
+    return shared & found if after is None else shared & Q(**{f"{path}__lt": after}) & found
+
+
+def _shared_start(texts: list[str]) -> str:
+    first, last = min(texts), max(texts)
+    length = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    return first[:length]
 
 
 # Dates and times. A stored TM may leave out what is nought: "12" and "1200" begin when "120000.000000" does, and sort

@@ -7,6 +7,7 @@ here; what is asked more widely is read in the order of an index, so that a page
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -15,16 +16,18 @@ from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
 
 from pacs_node.config import config
 from pacs_node.study_index import keys as k
-from pacs_node.study_index.conditions import Unindexed, can_seek, condition, period_condition
-from pacs_node.study_index.keys import BY_TAG, Attribute, Level
+from pacs_node.study_index.conditions import Unindexed, can_range, can_seek, condition, name_ways, period_condition
+from pacs_node.study_index.keys import BY_TAG, Level
 from pacs_node.study_index.models import Instance, Series, Study
-from standards.json_matching import Keys, matches
-from standards.matching import Matcher, UidList, Universal, date_range, matcher_for, time_range
-from standards.periods import Period, offset_minutes
+from pacs_node.study_index.searches import Search
+from standards.json_matching import matches
+from standards.matching import NameMatch, UidList, Universal
 
 HELD: Final = Q(released_at__isnull=True, is_variant=False)
 FEW: Final = 5000
-"""So many rows are sorted after an index found them; more are read in the order of another index."""
+MANY: Final = 50_000
+"""So many rows are sorted after an index found them (``MANY`` when that index has all that sorting needs); more are
+read in the order of another index, until the page is full."""
 _PAGE: Final = 500
 _MODEL: Final[dict[Level, type[Model]]] = {"PATIENT": Study, "STUDY": Study, "SERIES": Series, "IMAGE": Instance}
 _PREFIX: Final[dict[Level, dict[Level, str]]] = {
@@ -54,24 +57,6 @@ _ORDER_INSIDE: Final[dict[Level, tuple[str, ...]]] = {
 """The order of what a few studies hold."""
 _UNIQUE: Final = frozenset({"study_instance_uid", "series_instance_uid", "sop_instance_uid"})
 
-Tree = dict[str, "str | Tree"]
-"""Tag → the text of a key, or the keys of the item of a sequence."""
-
-
-@dataclass
-class Search:
-    """What is asked, understood. ``ignored``: tags of the keys that have a value and cannot be matched here."""
-
-    level: Level
-    conditions: list[tuple[Attribute, Matcher]] = field(default_factory=list)
-    periods: list[tuple[Attribute, Attribute, Period]] = field(default_factory=list)
-    modalities: Matcher = field(default_factory=Universal)
-    sop_classes: Matcher = field(default_factory=Universal)
-    kept: dict[Level, Keys] = field(default_factory=dict)
-    zone: int | None = None
-    studies: frozenset[str] | None = None
-    ignored: list[str] = field(default_factory=list)
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -84,84 +69,6 @@ class Row:
     """What is kept as DICOM JSON at the levels that were asked for, outermost first."""
 
 
-def search(
-    level: Level,
-    tree: Tree,
-    *,
-    fuzzy: bool = False,
-    combined: bool = False,
-    empty: bool = False,
-    studies: frozenset[str] | None = None,
-) -> Search:
-    """Understand the keys of a query; ``studies`` are the only ones within reach, None means all.
-
-    Keys that the level does not know are optional ones and are not matched on (PS3.4 C.2.2.1.3).
-
-    Raises: PermanentError "invalid-uid", "invalid-range", "invalid-number", "invalid-offset".
-    """
-    asked = Search(level, studies=studies)
-    tables = k.tables_of(level)
-    zone = tree.get(k.TIMEZONE, "")
-    if isinstance(zone, str) and zone.strip():
-        asked.zone = offset_minutes(zone)
-    paired = _periods(asked, tree, tables, combined=combined)
-    for tag, value in tree.items():
-        if tag in paired or tag == k.TIMEZONE:
-            continue
-        attribute = BY_TAG.get(tag)
-        at = attribute.level if attribute else k.KEPT.get(tag)
-        vr = k.vr_of(tag)
-        if isinstance(value, str) and tag in (k.MODALITIES_IN_STUDY, k.SOP_CLASSES_IN_STUDY):
-            matcher = matcher_for(vr, value, empty=empty)
-            if tag == k.MODALITIES_IN_STUDY:
-                asked.modalities = matcher
-            else:
-                asked.sop_classes = matcher
-        elif at not in tables or tag == k.INSTANCES_OF_SERIES or (attribute and not isinstance(value, str)):
-            if not _is_universal(value):
-                asked.ignored.append(tag)
-        elif attribute is not None:
-            matcher = matcher_for(attribute.vr, str(value), fuzzy=fuzzy, empty=empty)
-            if not isinstance(matcher, Universal):
-                asked.conditions.append((attribute, matcher))
-        elif not _is_universal(value):
-            asked.kept.setdefault(at, {})[tag] = _kept_key(vr, value, fuzzy=fuzzy, empty=empty)
-    return asked
-
-
-def _periods(asked: Search, tree: Tree, tables: Sequence[Level], *, combined: bool) -> set[str]:
-    """Take out the dates and times that are matched together; the tags of those taken."""
-    taken: set[str] = set()
-    for date, time in k.PERIODS:
-        texts = tree.get(date.tag, ""), tree.get(time.tag, "")
-        if date.level not in tables or not all(isinstance(text, str) and "\\" not in text for text in texts):
-            continue
-        universal = [_is_universal(text) for text in texts]
-        if all(universal) or (asked.zone is None and not (combined and not any(universal))):
-            continue
-        dates = date_range("" if universal[0] else str(texts[0]))
-        times = time_range("" if universal[1] else str(texts[1]))
-        asked.periods.append((date, time, Period(dates, times, combined, asked.zone)))
-        taken |= {date.tag, time.tag}
-    return taken
-
-
-def _is_universal(value: "str | Tree") -> bool:
-    if isinstance(value, str):
-        return value.strip(" \0") in ("", "*")
-    return all(_is_universal(inner) for inner in value.values())
-
-
-def _kept_key(vr: str, value: "str | Tree", *, fuzzy: bool, empty: bool) -> "Matcher | Keys":
-    if isinstance(value, str):
-        return matcher_for(vr, value, fuzzy=fuzzy, empty=empty)
-    return {
-        tag: _kept_key(k.vr_of(tag), inner, fuzzy=fuzzy, empty=empty)
-        for tag, inner in value.items()
-        if not _is_universal(inner)
-    }
-
-
 def page(asked: Search, wanted: Sequence[str], offset: int, limit: int) -> list[Row]:
     """At most ``limit`` rows after the first ``offset`` ones, with what ``wanted`` tags have in columns or kept."""
     if asked.kept:
@@ -169,9 +76,12 @@ def page(asked: Search, wanted: Sequence[str], offset: int, limit: int) -> list[
     read = _Reader(asked, wanted)
     if _is_inside(asked):
         return read.rows(read.queryset().order_by(*_ORDER_INSIDE[asked.level])[offset : offset + limit])
-    few = read.few()
-    if few is not None:
-        return read.by_key(few[offset : offset + limit])
+    wish = offset + limit
+    while (few := read.few(wish)) is not None:
+        found = [row for start in range(0, len(few), _PAGE) for row in read.by_key(few[start : start + _PAGE])]
+        if len(found) >= offset + limit or len(few) < wish:
+            return found[offset : offset + limit]
+        wish *= 2  # some of them are not held here any more
     return read.rows(read.queryset(free=True).order_by(*_ORDER[asked.level])[offset : offset + limit])
 
 
@@ -187,7 +97,7 @@ def _all_rows(asked: Search, read: "_Reader") -> Iterator[Row]:
     if _is_inside(asked):
         yield from read.rows(read.queryset().order_by(*_ORDER_INSIDE[asked.level]))
         return
-    few = read.few()
+    few = read.few(MANY)
     if few is not None:
         for start in range(0, len(few), _PAGE):
             yield from read.by_key(few[start : start + _PAGE])
@@ -220,6 +130,8 @@ class _Reader:
         self.asked, self.level = asked, asked.level
         self.prefixes = _PREFIX[asked.level]
         self.order = _ORDER[asked.level]
+        self.order_columns = tuple(path.lstrip("-") for path in self.order)
+        self.rare: bool | None = None
         self.kept_levels = [
             level for level in self.prefixes if level in asked.kept or any(k.KEPT.get(tag) == level for tag in wanted)
         ]
@@ -231,12 +143,15 @@ class _Reader:
             _STUDY_KEY[asked.level],
             *(self.prefixes[one.level] + one.column for one in attributes),
             *(f"{self.prefixes[level]}attributes" for level in self.kept_levels),
-            *(path.lstrip("-") for path in self.order if len(self.order) > 1),
+            *(self.order_columns if len(self.order) > 1 else ()),
         ]
         self.last: tuple[Any, ...] = ()
 
     def queryset(self, *, free: bool = False) -> QuerySet[Any]:
-        """What matches. ``free`` keeps SQLite from an index that would have to be sorted."""
+        """What matches and is held. ``free`` keeps SQLite from an index that would have to be sorted."""
+        return self._matching(free=free).filter(self._held())
+
+    def _matching(self, *, free: bool = False, without: NameMatch | None = None) -> QuerySet[Any]:
         free_paths: dict[str, str] = {}
 
         def path_at(level: Level, column: str) -> str:
@@ -246,9 +161,10 @@ class _Reader:
             free_paths[f"free_{column}"] = path
             return f"free_{column}"
 
-        found = self._held()
+        found = Q()
         for attribute, matcher in self.asked.conditions:
-            found &= condition(attribute, matcher, lambda column, at=attribute.level: path_at(at, column))  # type: ignore[misc]
+            if matcher is not without:
+                found &= condition(attribute, matcher, partial(path_at, attribute.level))
         for date, time, period in self.asked.periods:
             zone = path_at("STUDY", "timezone_offset_from_utc")
             columns = path_at(date.level, date.column), path_at(time.level, time.column)
@@ -272,33 +188,79 @@ class _Reader:
         found, study = Q(), OuterRef(_STUDY_KEY[self.level])
         if not isinstance(self.asked.modalities, Universal):
             fits = condition(k.BY_KEYWORD["Modality"], self.asked.modalities, str)
-            found &= Q(Exists(Series.objects.filter(fits, study=study, instances_count__gt=0)))
+            series = Series.objects.filter(fits, instances_count__gt=0)
+            if self._is_rare(series):
+                found &= Q(**{f"{_STUDY_KEY[self.level]}__in": series.values("study")})
+            else:
+                found &= Q(Exists(series.filter(study=study)))
         if not isinstance(self.asked.sop_classes, Universal):
             fits = condition(k.BY_KEYWORD["SOPClassUID"], self.asked.sop_classes, str)
             found &= Q(Exists(Instance.objects.filter(HELD, fits, series__study=study)))
         return found
 
-    def few(self) -> list[int] | None:
-        """The keys of all that matches, in order, when an index leads to few of them; else None."""
-        indexed = any(
-            can_seek(attribute, matcher)
+    def _is_rare(self, series: QuerySet[Series]) -> bool:
+        """Whether so few series have the modality that they lead to the studies, where nothing else does."""
+        if self.rare is None:
+            alone = not self.asked.conditions and not self.asked.periods
+            self.rare = alone and series[: FEW + 1].count() <= FEW
+        return self.rare
+
+    def few(self, most: int) -> list[int] | None:
+        """The keys of the first ``most`` that an index leads to, in order, when it leads to few; else None.
+
+        Of studies some may not be held any more.
+        """
+        indexed = [
+            matcher
             for attribute, matcher in self.asked.conditions
-            if attribute.column not in self.order and f"-{attribute.column}" not in self.order
-        )
-        if not indexed and (self.asked.studies is None or len(self.asked.studies) > FEW):
+            if can_seek(attribute, matcher) and attribute.column not in self.order_columns
+        ]
+        if not indexed and not self._of_few_studies():
             return None
-        order = [path for path in self.order if path not in ("pk", "-pk")]
-        found = list(self.queryset().values_list(*(path.lstrip("-") for path in order), "pk")[: FEW + 1])
-        if len(found) > FEW:
+        if self.level == "STUDY":
+            return self._few_studies(most)
+        found = list(self.queryset().values_list(*self.order_columns)[: FEW + 1])
+        return None if len(found) > FEW else [row[-1] for row in sorted(found)]
+
+    def _of_few_studies(self) -> bool:
+        if self.asked.studies is not None and len(self.asked.studies) <= FEW:
+            return True
+        if isinstance(self.asked.modalities, Universal):
+            return False
+        self._of_study()
+        return bool(self.rare)
+
+    def _few_studies(self, most: int) -> list[int] | None:
+        asked = self.asked
+        alone = len(asked.conditions) == 1 and not asked.periods and asked.studies is None
+        alone = alone and isinstance(asked.modalities, Universal) and isinstance(asked.sop_classes, Universal)
+        limit = MANY if alone else FEW
+        named = ((one, matcher) for one, matcher in asked.conditions if isinstance(matcher, NameMatch))
+        attribute, name = next((pair for pair in named if pair[0].column == "patient_name"), (None, None))
+        rows = self._matching(without=name)
+        ways = [rows]
+        if attribute is not None and name is not None:
+            # Each writing of a name has an index of its own, which has all that is needed if it is read by itself.
+            ways = [rows.filter(part) for part in name_ways(attribute, name)]
+            if not can_range(name):  # each way is read from end to end: once, then
+                found = [row for way in ways for row in way.values_list(*self.order_columns)[: FEW + 1]]
+                keys = sorted(set(found), reverse=True)
+                return None if len(found) > FEW else [row[-1] for row in keys[:most]]
+            ways = [way for way in ways if way.exists()]
+        if sum(way.order_by()[: limit + 1].count() for way in ways) > limit:
             return None
-        found.sort(reverse=self.order[0].startswith("-"))
-        return [row[-1] for row in found]
+        order = [Unindexed(F(column)).desc() for column in self.order_columns]
+        first = [list(way.order_by(*order).values_list(*self.order_columns)[:most]) for way in ways]
+        keys = sorted({row for found in first for row in found}, reverse=True)
+        return [row[-1] for row in keys[:most]]
 
     def by_key(self, keys: Sequence[int]) -> list[Row]:
         """These rows, in this order."""
         if not keys:
             return []
-        found = {row.key: row for row in self.rows(_MODEL[self.level]._default_manager.filter(pk__in=keys))}
+        found = {
+            row.key: row for row in self.rows(_MODEL[self.level]._default_manager.filter(self._held(), pk__in=keys))
+        }
         return [found[key] for key in keys if key in found]
 
     def rows(self, queryset: QuerySet[Any]) -> list[Row]:
@@ -320,7 +282,7 @@ class _Reader:
             return Q(pk__gt=last.key)
         descending = self.order[0].startswith("-")
         beyond = "lt" if descending else "gt"
-        names = [path.lstrip("-") for path in self.order]
+        names = self.order_columns
         found, same = Q(), Q()
         for name, value in zip(names, self.last, strict=True):
             found |= same & Q(**{f"{name}__{beyond}": value})

@@ -183,11 +183,11 @@ def test_a_key_that_is_not_matched_is_said_to_be_ignored(client: Client, centre:
 
 
 def test_the_number_of_queries_does_not_grow_with_the_rows(client: Client, centre: Centre) -> None:
+    headers = centre.bearer(ALL)
+
     def queries() -> int:
-        with CaptureQueriesContext(
-            connection,
-        ) as captured:
-            client.get("/dicom-web/studies", headers=centre.bearer(ALL))
+        with CaptureQueriesContext(connection) as captured:
+            client.get("/dicom-web/studies", headers=headers)
         return len(captured)
 
     study()
