@@ -85,8 +85,6 @@ class NodeConfig(BaseSettings):
     recompress: Literal["", "jpeg-ls", "htj2k", "jpeg-xl"] = ""
     """Lossless encoding that native images are brought into in the background; empty: stored as received."""
     recompress_after_days: int = 7
-    recompress_restorable: bool = True
-    """Only where the received bytes can be rebuilt; False needs a receipt of the archive instead."""
 
     default_character_set: str = "ISO_IR 192"
     time_zone: str = "Europe/Moscow"

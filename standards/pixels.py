@@ -9,7 +9,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
-from standards import jpeg, transfer_syntaxes
+from standards import jpeg, jpeg_xl, transfer_syntaxes
 from standards.errors import PermanentError
 from standards.frames import FrameLayout, layout, read_frame
 from standards.part10 import Header
@@ -54,7 +54,8 @@ def can_decode(transfer_syntax: str) -> bool:
     """Whether frames in this transfer syntax can be decoded here at all; a single broken one still may not."""
     if not transfer_syntaxes.is_encapsulated(transfer_syntax):
         return True
-    return transfer_syntax in _PLUGINS or transfer_syntax in _FRAMES_AS_NATIVE or jpeg.has_codec(transfer_syntax)
+    ours = _FRAMES_AS_NATIVE + transfer_syntaxes.JPEG_XL_FAMILY
+    return transfer_syntax in _PLUGINS or transfer_syntax in ours or jpeg.has_codec(transfer_syntax)
 
 
 def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]:
@@ -72,6 +73,11 @@ def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]
     if header.transfer_syntax == transfer_syntaxes.RLE_LOSSLESS and shape.bits_allocated == 1:
         return _native(_unpack_bits_of_rle(stored), shape, header), shape.photometric_interpretation
     _check_codestream(stored, shape)
+    if header.transfer_syntax in transfer_syntaxes.JPEG_XL_FAMILY:
+        values = _without_unused_bits(jpeg_xl.decode(stored, shape), shape, header)
+        # Colours that were transformed on the way in come out as RGB; a lossless stream has them as they were.
+        as_stored = header.transfer_syntax == transfer_syntaxes.JPEG_XL_LOSSLESS or shape.samples == 1
+        return values, shape.photometric_interpretation if as_stored else "RGB"
     if jpeg.is_ours(header.transfer_syntax, shape):
         values = jpeg.decode(stored, shape, header.transfer_syntax)
         return _without_unused_bits(values, shape, header), shape.photometric_interpretation

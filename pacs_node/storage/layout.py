@@ -32,6 +32,16 @@ def variant_key(study_instance_uid: str, series_instance_uid: str, sop_instance_
     return f"{study_key(study_instance_uid)}/{VARIANTS}/{series}/{sop}/{dataset_sha256}.dcm"
 
 
+def recompressed_key(key: str, encoding: str) -> str:
+    """The place of the same instance in another encoding, beside ``key``."""
+    return f"{key.removesuffix('.dcm')}~{encoding}.dcm"
+
+
+def is_recompressed(key: str) -> bool:
+    """Whether ``key`` is the place of a file in another encoding than it was received in."""
+    return "~" in key
+
+
 def is_variant(key: str) -> bool:
     """Whether ``key`` is the place of a variant."""
     return key.split("/")[3] == VARIANTS

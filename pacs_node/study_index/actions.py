@@ -14,14 +14,16 @@ from django.utils import timezone
 from pacs_node.config import config, storage_sop_classes
 from pacs_node.storage.filesystem import storage
 from pacs_node.storage.incoming import Incoming
-from pacs_node.storage.layout import instance_key, is_variant, variant_key
+from pacs_node.storage.layout import instance_key, is_recompressed, is_variant, variant_key
 from pacs_node.study_index.attributes import IndexRows, index_rows
+from pacs_node.study_index.copies import note_recompressed
 from pacs_node.study_index.indexing import Entry, commit
 from pacs_node.study_index.models import Instance, Series
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.digests import dataset_sha256, frames_sha256, pixel_sha256
 from standards.errors import PermanentError, TransientError
 from standards.part10 import Header, Provenance, dataset_offset, read_header, write_file_meta
+from standards.recompression import received
 
 log = structlog.get_logger(__name__)
 
@@ -255,7 +257,7 @@ def bring_in(key: str, line: dict[str, Any]) -> bool:
     Raises: PermanentError for a damaged file ("digest-mismatch": not what was received),
         TransientError("database-busy").
     """
-    with storage().open(key) as file:
+    with received(storage().open(key)) as file:
         header = read_header(file)
         said = Provenance.of(header.file_meta)
         source = Source(
@@ -273,7 +275,11 @@ def bring_in(key: str, line: dict[str, Any]) -> bool:
     if known is not None and known != digest:
         raise PermanentError("digest-mismatch", "the index has another digest for this file")
     try:
-        return index_stored(key, header, dataset_digest=digest, pixel_digest=pixels, source=source)
+        with transaction.atomic():
+            added = index_stored(key, header, dataset_digest=digest, pixel_digest=pixels, source=source)
+            if added and is_recompressed(key):
+                note_recompressed(key, header)
+            return added
     except IntegrityError as error:
         raise PermanentError("uid-in-use", "another file has this SOP Instance UID and other content") from error
 

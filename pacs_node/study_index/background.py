@@ -1,6 +1,7 @@
 """What the gateway process does to a node's storage in the background, besides verifying it."""
 
 import time
+from dataclasses import asdict
 from typing import Final
 
 import structlog
@@ -8,12 +9,13 @@ import structlog
 from gateway.registry import every
 from pacs_node.config import config
 from pacs_node.storage.stores import storage
-from pacs_node.study_index import tiering
+from pacs_node.study_index import recompressing, tiering
 
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS: Final = 10.0
 _BY_AGE_SECONDS: Final = 3600.0
+_WORK_SECONDS: Final = 5.0
 _IN_VAIN_SECONDS: Final = 300.0
 
 
@@ -42,6 +44,25 @@ class Tiering:
             log.info("tiering-done", studies=studies, freed=freed, wanted=wanted)
 
 
+class Recompressing:
+    """Brings old native images into the encoding that the configuration names, for some seconds at a time."""
+
+    def run(self) -> None:
+        """Some of them."""
+        recompressing.remove_originals()
+        encoding, ends = config().recompress, time.monotonic() + _WORK_SECONDS
+        while encoding and time.monotonic() < ends:
+            chosen = recompressing.waiting(encoding, 20)
+            for instance in chosen:
+                outcome = recompressing.recompress_one(instance, encoding)
+                log.info("recompressed", sop_instance_uid=instance.sop_instance_uid, **asdict(outcome))
+                if time.monotonic() >= ends:
+                    break
+            if not chosen:
+                break
+
+
 def register() -> None:
     """Called once, when the app is ready."""
+    every(_LOOK_SECONDS, Recompressing().run)
     every(_LOOK_SECONDS, Tiering().run)

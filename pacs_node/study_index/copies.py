@@ -3,18 +3,23 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from io import SEEK_END
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 from django.utils import timezone
 
 from gateway import fetching
 from pacs_node.storage.layout import instance_key, variant_key
-from pacs_node.storage.models import Holding
+from pacs_node.storage.models import Holding, Recompression
 from pacs_node.storage.stores import institution, storage
 from pacs_node.study_index.models import Instance
 from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError, TransientError
+from standards.file_meta import read_file_meta
+from standards.part10 import Header
+from standards.recompression import received
 
 log = structlog.get_logger(__name__)
 
@@ -52,11 +57,41 @@ def holding_of(instance: Instance) -> Holding | None:
         return None
 
 
+def recompression_of(instance: Instance) -> Recompression | None:
+    """How the instance is recompressed, None when it lies as it was received."""
+    try:
+        recompressed = instance.recompression
+    except Recompression.DoesNotExist:
+        return None
+    return recompressed if not recompressed.left_alone else None
+
+
 def received_key(instance: Instance) -> str:
     """Where the received bytes of an instance lie, on every tier."""
     series = instance.series
     uids = series.study.study_instance_uid, series.series_instance_uid, instance.sop_instance_uid
     return variant_key(*uids, instance.dataset_sha256) if instance.is_variant else instance_key(*uids)
+
+
+def note_recompressed(key: str, received_header: Header) -> None:
+    """After the index was told of the received bytes: what lies at ``key`` is another encoding of them."""
+    with storage().open_stored(key) as file:
+        stored = read_file_meta(file)
+        stored_sha256, size = dataset_sha256(file), file.seek(0, SEEK_END)
+    instance = Instance.objects.get(path=key)
+    Recompression.objects.create(
+        instance=instance,
+        stored_sha256=stored_sha256,
+        original_transfer_syntax_uid=received_header.transfer_syntax,
+        original_size=received_header.total_length,
+        at=timezone.now(),
+    )
+    Instance.objects.filter(pk=instance.pk).update(transfer_syntax_uid=stored.transfer_syntax_uid, size=size)
+
+
+def open_received(instance: Instance) -> BinaryIO:
+    """The received bytes of an instance from the main storage, whatever encoding lies there. Raises: as ``open``."""
+    return received(storage().open(instance.path))
 
 
 def fetch_received(instance: Instance) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescrip
 from gateway.protocols import HeldInstance
 from pacs_node.storage.filesystem import storage
 from pacs_node.study_index import actions
+from pacs_node.study_index.copies import open_received, recompression_of
 from pacs_node.study_index.models import Instance, Series, Study
 from standards.digests import root_hash
 from standards.errors import PermanentError
@@ -55,15 +56,18 @@ def describe_study(study: Study) -> StudyDescription:
 
 
 def describe_instance(instance: Instance) -> InstanceDescription:
-    """One stored instance."""
+    """One stored instance as it was received, whatever encoding it lies in now."""
+    recompressed = recompression_of(instance)
     return InstanceDescription(
         sop_instance_uid=instance.sop_instance_uid,
         sop_class_uid=instance.sop_class_uid,
-        transfer_syntax_uid=instance.transfer_syntax_uid,
+        transfer_syntax_uid=(
+            recompressed.original_transfer_syntax_uid if recompressed else instance.transfer_syntax_uid
+        ),
         dataset_sha256=instance.dataset_sha256,
         pixel_sha256=instance.pixel_sha256,
         frames_sha256=instance.frames_sha256,
-        size=instance.size,
+        size=recompressed.original_size if recompressed else instance.size,
         instance_number=instance.instance_number,
         number_of_frames=instance.number_of_frames,
     )
@@ -115,7 +119,7 @@ class IndexedStore:
         keys = list(instance_keys)
         found: dict[int, Instance] = {}
         for start in range(0, len(keys), _BATCH):
-            found.update(Instance.objects.in_bulk(keys[start : start + _BATCH]))
+            found.update(Instance.objects.select_related("recompression").in_bulk(keys[start : start + _BATCH]))
         return [describe_instance(found[key]) for key in keys if key in found]
 
     def instances_after(self, instance_key: int, limit: int) -> list[HeldInstance]:
@@ -129,8 +133,14 @@ class IndexedStore:
         return [HeldInstance(*row) for row in rows[:limit]]
 
     def open(self, instance_key: int) -> BinaryIO:
-        """The stored Part 10 file. Raises PermanentError("instance-gone")."""
-        return storage().open(self._path(instance_key))
+        """The Part 10 file as it was received, made again if it is recompressed.
+
+        Raises: PermanentError("instance-gone"), TransientError("recall-failed").
+        """
+        instance = _kept().filter(pk=instance_key).first()
+        if instance is None:
+            raise PermanentError("instance-gone", f"instance {instance_key} is not held here")
+        return open_received(instance)
 
     def find(self, sop_instance_uid: str, dataset_sha256: str) -> int | None:
         """The key of the instance with this content, if it is held here."""
@@ -161,10 +171,3 @@ class IndexedStore:
     def held(self) -> tuple[int, int]:
         """``(instances stored, free bytes on the storage)``."""
         return _held().count(), storage().free_bytes()
-
-    @staticmethod
-    def _path(instance_key: int) -> str:
-        path = _kept().filter(pk=instance_key).values_list("path", flat=True).first()
-        if path is None:
-            raise PermanentError("instance-gone", f"instance {instance_key} is not held here")
-        return path

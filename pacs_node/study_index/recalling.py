@@ -13,6 +13,7 @@ from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import recount
 from pacs_node.study_index.copies import fetch_received, holding_of, received_key
 from pacs_node.study_index.models import Instance
+from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError
 
 log = structlog.get_logger(__name__)
@@ -69,13 +70,16 @@ def put_back(instance: Instance, *, journal: str = "recalled", aside: str = "") 
 
     Raises: as ``copies.fetch_received``; PermanentError("storage-damaged") when other content lies there.
     """
-    path, place = fetch_received(instance)
     key = received_key(instance)
-    try:
-        if not storage().place(path, key):
-            raise PermanentError("storage-damaged", f"{key} lies on the storage with other content")
-    finally:
-        path.unlink(missing_ok=True)
+    if _is_whole(key, instance):
+        place = "here"
+    else:
+        path, place = fetch_received(instance)
+        try:
+            if not storage().place(path, key):
+                raise PermanentError("storage-damaged", f"{key} lies on the storage with other content")
+        finally:
+            path.unlink(missing_ok=True)
     study = instance.series.study.study_instance_uid
     storage().append_journal(
         study, {"type": journal, "at": timezone.now().isoformat(), "path": key, "from": place, "aside": aside}
@@ -85,6 +89,26 @@ def put_back(instance: Instance, *, journal: str = "recalled", aside: str = "") 
         mark_here(instance)
     log.info(journal, sop_instance_uid=instance.sop_instance_uid, source=place)
     return place
+
+
+def _is_whole(key: str, instance: Instance) -> bool:
+    """Whether the received bytes lie there already: a recompression or a release was cut short."""
+    if not storage().exists(key):
+        return False
+    try:
+        with storage().open_stored(key) as file:
+            return dataset_sha256(file) == instance.dataset_sha256
+    except PermanentError:
+        return False
+
+
+def former_paths(instances: list[Instance]) -> list[str]:
+    """Files of originals that still lie beside their recompressed form for readers that have just asked for them."""
+    keys, found = [instance.pk for instance in instances], list[str]()
+    for start in range(0, len(keys), 500):
+        rows = Recompression.objects.filter(pk__in=keys[start : start + 500]).exclude(former_path="")
+        found += rows.values_list("former_path", flat=True)
+    return found
 
 
 def as_received(instance: Instance) -> None:

@@ -14,7 +14,7 @@ from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import recount
 from pacs_node.study_index.copies import other_copies
 from pacs_node.study_index.models import Instance
-from pacs_node.study_index.recalling import as_received
+from pacs_node.study_index.recalling import as_received, former_paths
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.errors import PermanentError
 from standards.part10 import read_header, text
@@ -88,7 +88,7 @@ def remove_pixels(study_instance_uid: str, *, even_the_last_copy: bool = False) 
     if not removal.goes:
         return removal
     now = timezone.now()
-    stored = [instance.path for instance in removal.goes]
+    stored = [instance.path for instance in removal.goes] + former_paths(removal.goes)
     with transaction.atomic():
         for instance in removal.goes:
             as_received(instance)

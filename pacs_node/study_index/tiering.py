@@ -18,9 +18,9 @@ from gateway.models import Delivery
 from pacs_node.config import config
 from pacs_node.storage.models import Finding, Holding, StudyRetention
 from pacs_node.storage.stores import institution, storage
-from pacs_node.study_index.copies import INSTITUTION, Copy, holding_of, other_copies, received_key
+from pacs_node.study_index.copies import INSTITUTION, Copy, holding_of, open_received, other_copies, received_key
 from pacs_node.study_index.models import Instance, Study
-from pacs_node.study_index.recalling import as_received
+from pacs_node.study_index.recalling import as_received, former_paths
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError
@@ -141,6 +141,7 @@ def let_go(instances: list[Instance]) -> int:
         by_study.setdefault(instance.series.study.study_instance_uid, []).append(instance)
     for study, members in by_study.items():
         stored = [(instance.path, instance.size) for instance in members]
+        stored += [(former, 0) for former in former_paths(members)]
         with transaction.atomic():
             for instance in members:
                 as_received(instance)
@@ -205,7 +206,7 @@ def copy_one(instance: Instance) -> None:
     assert store is not None
     path = store.new_incoming()
     try:
-        with storage().open(instance.path) as source, path.open("wb") as target:
+        with open_received(instance) as source, path.open("wb") as target:
             while chunk := source.read(1 << 20):
                 target.write(chunk)
         if dataset_sha256(path) != instance.dataset_sha256:

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, Final
 import structlog
 from django.utils import timezone
 
-from pacs_node.storage.layout import is_variant, study_key
-from pacs_node.storage.models import Finding, Holding, Recompression
+from pacs_node.storage.layout import is_recompressed, is_variant, study_key
+from pacs_node.storage.models import Finding, Holding
 from pacs_node.storage.stores import institution, storage
 from pacs_node.study_index.actions import bring_in
-from pacs_node.study_index.copies import holding_of, received_key
+from pacs_node.study_index.copies import holding_of, received_key, recompression_of
 from pacs_node.study_index.models import Instance, Study
 from pacs_node.study_index.recalling import mark_here, put_back
 from standards.errors import PermanentError, RegisError
@@ -71,7 +71,7 @@ def _known(study: str) -> Known:
     rows = Instance.objects.filter(series__study__study_instance_uid=study)
     for instance in rows.select_related("series__study", "holding", "recompression"):
         (known.held if instance.released_at is None else known.released)[instance.path] = instance
-        recompressed = _recompression(instance)
+        recompressed = recompression_of(instance)
         if recompressed is not None and recompressed.former_path:
             known.former[recompressed.former_path] = instance.pk
     known.journal = {line["path"]: line for line in storage().journal(study) if isinstance(line.get("path"), str)}
@@ -136,7 +136,7 @@ def _wrong(file: BinaryIO, instance: Instance) -> Generator[Step, None, str]:
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
         yield Step(size=len(chunk))
-    recompressed = _recompression(instance)
+    recompressed = recompression_of(instance)
     expected = recompressed.stored_sha256 if recompressed is not None else instance.dataset_sha256
     if digest.hexdigest() != expected:
         return f"its data set has the digest {digest.hexdigest()[:16]}…, not {expected[:16]}…"
@@ -201,6 +201,9 @@ def _unknown(key: str, known: Known, settled_seconds: float) -> Steps:
     else:
         if added:
             resolve(key, "brought into the index")
+        elif is_recompressed(key):
+            storage().remove(key)
+            resolve(key, "removed: made from an instance that lies there as it was received")
         else:
             aside = storage().set_aside(key)
             resolve(key, f"put aside at {aside}: the index has the same content at another path")
@@ -257,14 +260,6 @@ def _half_received() -> None:
             found(Finding.Kind.ORPHAN, path, "half received when its process ended; nobody was answered for it")
             storage().remove(path)
             resolve(path, "removed")
-
-
-def _recompression(instance: Instance) -> Recompression | None:
-    try:
-        recompressed = instance.recompression
-    except Recompression.DoesNotExist:
-        return None
-    return recompressed if not recompressed.left_alone else None
 
 
 def found(kind: Finding.Kind, path: str, detail: str) -> Finding:
