@@ -69,6 +69,11 @@ class Channel:
             self._buffer = bytearray(length)
         return memoryview(self._buffer)
 
+    def limit_pdu(self, largest: int) -> None:
+        """Never send longer PDUs than this to a peer that promises more than it can take; 0: as it said."""
+        if largest:
+            self.largest_pdu = min(self.largest_pdu or largest, largest)
+
     def next_message_id(self) -> int:
         """1 to 65535, again and again."""
         self._message_id = self._message_id % 0xFFFF + 1

@@ -9,7 +9,9 @@ from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import config
 from pacs_node.dimse.calling import MOST_CONTEXTS, Address, associate
 from pacs_node.dimse.channel import Channel
+from pacs_node.dimse.negotiation import SyntaxRules, rules_for
 from pacs_node.dimse.sender import FALLBACKS, Manner, Opened, Sent, send_opened
+from pacs_node.dimse.tls import client_context
 from standards.errors import RegisError, TransientError
 
 log = structlog.get_logger(__name__)
@@ -21,22 +23,26 @@ _NOT_REACHED: Final = 0x0110
 
 
 def address_of(entity: ApplicationEntity) -> Address:
-    """Where a registered AE listens."""
-    return Address(entity.ae_title, entity.host, entity.port)
+    """Where a registered AE listens, and how it is spoken to. Raises: PermanentError("invalid-setting")."""
+    tls = client_context(config()) if entity.uses_tls else None
+    return Address(entity.ae_title, entity.host, entity.port, tls)
 
 
-def proposals(pairs: Iterable[tuple[str, str]]) -> list[dict[str, list[Proposal]]]:
+def proposals(pairs: Iterable[tuple[str, str]], rules: SyntaxRules) -> list[dict[str, list[Proposal]]]:
     """By SOP class the contexts to propose, parted so that no association has more than 128.
 
-    Each class is proposed in each syntax it is stored in, and once more uncompressed for a peer that refuses those.
+    Each class is proposed in each syntax it is stored in, unless the registry forbids
+    it, and once more uncompressed for a peer that refuses those.
     """
     stored: dict[str, list[str]] = {}
     for sop_class, syntax in sorted(set(pairs)):
-        stored.setdefault(sop_class, []).append(syntax)
+        known = stored.setdefault(sop_class, [])
+        if syntax in rules.storage:
+            known.append(syntax)
     parts: list[dict[str, list[Proposal]]] = [{}]
     for sop_class, syntaxes in stored.items():
         contexts: list[Proposal] = [(sop_class, (syntax,)) for syntax in syntaxes]
-        fallback = tuple(syntax for syntax in FALLBACKS if syntax not in syntaxes)
+        fallback = tuple(syntax for syntax in FALLBACKS if syntax not in syntaxes and syntax in rules.storage)
         if fallback:
             contexts.append((sop_class, fallback))
         if sum(len(known) for known in parts[-1].values()) + len(contexts) > MOST_CONTEXTS:
@@ -55,7 +61,7 @@ class Destination:
         manner: Manner,
     ) -> None:
         self.entity = entity
-        self._parts = proposals(pairs)
+        self._parts = proposals(pairs, rules_for(entity))
         self._part_of = {sop_class: number for number, part in enumerate(self._parts) for sop_class in part}
         self._manner = manner
         self._channels: dict[int, Channel] = {}
@@ -91,6 +97,7 @@ class Destination:
                 contexts=contexts,
                 timeout=config().network_timeout_seconds,
             )
+            channel.limit_pdu(self.entity.maximum_pdu_bytes)
         except RegisError as error:
             log.warning("destination-refused", ae_title=self.entity.ae_title, code=error.code, detail=error.detail)
             self._refusals[part] = str(error)

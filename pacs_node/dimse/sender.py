@@ -13,7 +13,7 @@ import structlog
 from pacs_node.config import config
 from pacs_node.dimse.channel import Channel, Context
 from pacs_node.dimse.transcode import dataset_extent, transcoded
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from standards import upper_layer
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN

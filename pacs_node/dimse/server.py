@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from functools import partial
+from ssl import SSLContext
 from tempfile import NamedTemporaryFile
 
 import pynetdicom._config
@@ -11,7 +12,6 @@ import pynetdicom.dimse_messages
 from pynetdicom import AE, evt, register_uid
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import Verification, uid_to_service_class
-from pynetdicom.transport import ThreadedAssociationServer
 
 from pacs_node.config import NodeConfig, config, storage_sop_classes
 from pacs_node.dimse.acceptor import PeerHandler
@@ -19,6 +19,7 @@ from pacs_node.dimse.admission import on_requested
 from pacs_node.dimse.find import on_extended, on_find
 from pacs_node.dimse.services import on_established
 from pacs_node.dimse.store import on_store
+from pacs_node.dimse.tls import DicomPort, server_context
 from pacs_node.storage.filesystem import storage
 from standards.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
@@ -51,20 +52,27 @@ def entity(settings: NodeConfig) -> AE:
 
 
 class DimseServer:
-    """The DICOM port of the node, served by threads from ``start`` to ``stop``."""
+    """The DICOM ports of the node, plain and TLS, served by threads from ``start`` to ``stop``."""
 
     def __init__(self, settings: NodeConfig | None = None) -> None:
         self.settings = settings or config()
-        self._server: ThreadedAssociationServer | None = None
+        self._entity: AE | None = None
 
     def start(self) -> None:
-        """Listen. Raises OSError when the port is in use."""
+        """Listen. Raises OSError when a port is in use, PermanentError("invalid-setting")."""
         prepare_pynetdicom()
-        node = entity(self.settings)
-        self._server = node.make_server(
-            (self.settings.dicom_host, self.settings.dicom_port),
+        self._entity = entity(self.settings)
+        if self.settings.dicom_tls_port:
+            self._listen(self.settings.dicom_tls_port, server_context(self.settings))
+        if self.settings.dicom_port:
+            self._listen(self.settings.dicom_port, None)
+
+    def _listen(self, port: int, tls: SSLContext | None) -> None:
+        assert self._entity is not None
+        server = self._entity.make_server(
+            (self.settings.dicom_host, port),
             ae_title=self.settings.ae_title,
-            contexts=node.supported_contexts,
+            contexts=self._entity.supported_contexts,
             evt_handlers=[
                 (evt.EVT_REQUESTED, on_requested),
                 (evt.EVT_C_ECHO, lambda event: 0x0000),
@@ -73,14 +81,15 @@ class DimseServer:
                 (evt.EVT_SOP_EXTENDED, on_extended),
                 (evt.EVT_ESTABLISHED, on_established),
             ],
-            server_class=ThreadedAssociationServer,
+            server_class=DicomPort,
             request_handler=PeerHandler,
         )
-        node._servers.append(self._server)
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="dicom-port", daemon=True).start()
+        server.tls = tls
+        self._entity._servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.1,), name=f"dicom-{port}", daemon=True).start()
 
     def stop(self) -> None:
         """Stop listening and end what is open."""
-        if self._server is not None:
-            self._server.ae.shutdown()
-            self._server = None
+        if self._entity is not None:
+            self._entity.shutdown()
+            self._entity = None

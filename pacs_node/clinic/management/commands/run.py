@@ -9,15 +9,19 @@ import structlog
 from django.core.management.base import BaseCommand, CommandError
 
 from gateway import runner
-from gateway.loops import set_on_signal
-from pacs_node.config import config
+from gateway.loops import Loop, join_all, set_on_signal
+from pacs_node.config import NodeConfig, config
+from pacs_node.dimse import commitment, commitment_service
 from pacs_node.dimse.server import DimseServer
 from pacs_node.logs import configure_logs
 from pacs_node.storage.filesystem import storage
 from pacs_node.web import WebServers
 from pacs_node.wsgi import application
+from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
+
+_STOP_SECONDS = 10.0
 
 
 class Command(BaseCommand):
@@ -46,24 +50,37 @@ def run_pacs() -> None:
     settings = config()
     removed = storage().clean_incoming()
     web, dimse = WebServers(settings, application), DimseServer(settings)
+    commitments = Loop("commitment", commitment_service.step, stopped)
     try:
-        if settings.dicom_port:
-            dimse.start()
+        dimse.start()
         web.start()
-    except OSError as error:
-        raise CommandError(
-            f"Cannot listen on {settings.http_host} (HTTP {settings.http_port}, HTTPS {settings.https_port}, "
-            f"DICOM {settings.dicom_port}): {error}. Another program may use the port."
-        ) from error
+    except (OSError, PermanentError) as error:
+        dimse.stop()
+        web.stop()
+        raise CommandError(_why_not(settings, error)) from error
+    commitments.start()
     log.info(
         "pacs-ready",
         ae_title=settings.ae_title,
         dicom_port=settings.dicom_port,
+        dicom_tls_port=settings.dicom_tls_port,
         http_port=settings.http_port,
         https_port=settings.https_port,
         half_received_removed=removed,
     )
     stopped.wait()
+    commitment.due.set()
     dimse.stop()
     web.stop()
+    join_all([commitments], _STOP_SECONDS)
     log.info("pacs-stopped")
+
+
+def _why_not(settings: NodeConfig, error: OSError | PermanentError) -> str:
+    if isinstance(error, PermanentError):
+        return str(error)
+    return (
+        f"Cannot listen on {settings.http_host} (HTTP {settings.http_port}, HTTPS {settings.https_port}) and "
+        f"{settings.dicom_host} (DICOM {settings.dicom_port}, DICOM over TLS {settings.dicom_tls_port}): {error}. "
+        "Another program may use the port."
+    )
