@@ -266,7 +266,7 @@ def received(stored: BinaryIO) -> BinaryIO:
     if recipe is None:
         stored.seek(0)
         return stored
-    return io.BufferedReader(ReceivedFile(stored, recipe), 1 << 20)  # type: ignore[return-value]
+    return io.BufferedReader(ReceivedFile(stored, recipe), 1 << 20)
 
 
 def chunks(file: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:

@@ -113,7 +113,7 @@ class _Remembered:
 
     def text(self, instance: Instance, root: str) -> bytes:
         """The metadata of an instance as JSON text."""
-        key = (instance.pk, f"{root} {instance.dataset_sha256}")
+        key = (instance.pk, f"{root} {instance.path} {instance.dataset_sha256}")  # recompressed, it has another path
         with self._lock:
             if key in self._texts:
                 self._texts.move_to_end(key)

@@ -16,7 +16,7 @@ from pacs_node.storage.filesystem import storage
 from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import instance_key, is_recompressed, is_variant, variant_key
 from pacs_node.study_index.attributes import IndexRows, index_rows
-from pacs_node.study_index.copies import note_recompressed
+from pacs_node.study_index.copies import as_received, former_paths, note_recompressed
 from pacs_node.study_index.indexing import Entry, commit
 from pacs_node.study_index.models import Instance, Series
 from pacs_node.study_index.snapshots import let_go_lines
@@ -310,13 +310,16 @@ def release(instances: list[Instance]) -> None:
     for instance in held:
         by_study.setdefault(instance.series.study.study_instance_uid, []).append(instance)
     now = timezone.now()
+    stored = [instance.path for instance in instances] + former_paths(held)
+    with transaction.atomic():
+        as_received(held)
     for study, members in by_study.items():
         storage().append_journal(study, *let_go_lines("released", members, now))
     with transaction.atomic():
         Instance.objects.filter(pk__in=[instance.pk for instance in held]).update(released_at=now)
         recount({instance.series_id for instance in held})
-    for instance in instances:
-        storage().remove(instance.path)
+    for path in stored:
+        storage().remove(path)
 
 
 def recount(series_keys: Iterable[int]) -> None:

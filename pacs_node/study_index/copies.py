@@ -24,6 +24,7 @@ from standards.recompression import received
 log = structlog.get_logger(__name__)
 
 INSTITUTION = "institution"
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,30 @@ def received_key(instance: Instance) -> str:
     series = instance.series
     uids = series.study.study_instance_uid, series.series_instance_uid, instance.sop_instance_uid
     return variant_key(*uids, instance.dataset_sha256) if instance.is_variant else instance_key(*uids)
+
+
+def former_paths(instances: Iterable[Instance]) -> list[str]:
+    """Files of originals that still lie beside their recompressed form for readers that have just asked for them."""
+    return [row.former_path for row in _recompressions(instances) if row.former_path]
+
+
+def as_received(instances: Iterable[Instance]) -> None:
+    """Have the index say that the received bytes lie on the storage, not another encoding of them."""
+    chosen = {instance.pk: instance for instance in instances}
+    for row in _recompressions(chosen.values()):
+        instance = chosen[row.pk]
+        instance.path = received_key(instance)
+        instance.transfer_syntax_uid = row.original_transfer_syntax_uid
+        instance.size = row.original_size
+        instance.save(update_fields=["path", "transfer_syntax_uid", "size"])
+        row.delete()
+
+
+def _recompressions(instances: Iterable[Instance]) -> list[Recompression]:
+    keys, found = [instance.pk for instance in instances], list[Recompression]()
+    for start in range(0, len(keys), _AT_ONCE):
+        found += Recompression.objects.filter(pk__in=keys[start : start + _AT_ONCE], left_alone="")
+    return found
 
 
 def note_recompressed(key: str, received_header: Header) -> None:

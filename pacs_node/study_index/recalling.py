@@ -8,10 +8,10 @@ from django.db import transaction
 from django.utils import timezone
 
 from gateway.actions import record_stored
-from pacs_node.storage.models import Holding, Recompression, StudyRetention
+from pacs_node.storage.models import Holding, StudyRetention
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import recount
-from pacs_node.study_index.copies import fetch_received, holding_of, received_key
+from pacs_node.study_index.copies import as_received, fetch_received, holding_of, received_key
 from pacs_node.study_index.models import Instance
 from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError
@@ -85,7 +85,7 @@ def put_back(instance: Instance, *, journal: str = "recalled", aside: str = "") 
         study, {"type": journal, "at": timezone.now().isoformat(), "path": key, "from": place, "aside": aside}
     )
     with transaction.atomic():
-        as_received(instance)
+        as_received([instance])
         mark_here(instance)
     log.info(journal, sop_instance_uid=instance.sop_instance_uid, source=place)
     return place
@@ -100,27 +100,6 @@ def _is_whole(key: str, instance: Instance) -> bool:
             return dataset_sha256(file) == instance.dataset_sha256
     except PermanentError:
         return False
-
-
-def former_paths(instances: list[Instance]) -> list[str]:
-    """Files of originals that still lie beside their recompressed form for readers that have just asked for them."""
-    keys, found = [instance.pk for instance in instances], list[str]()
-    for start in range(0, len(keys), 500):
-        rows = Recompression.objects.filter(pk__in=keys[start : start + 500]).exclude(former_path="")
-        found += rows.values_list("former_path", flat=True)
-    return found
-
-
-def as_received(instance: Instance) -> None:
-    """Have the index say that the received bytes lie on the storage, not another encoding of them."""
-    recompressed = Recompression.objects.filter(pk=instance.pk, left_alone="").first()
-    if recompressed is None:
-        return
-    instance.path = received_key(instance)
-    instance.transfer_syntax_uid = recompressed.original_transfer_syntax_uid
-    instance.size = recompressed.original_size
-    instance.save(update_fields=["path", "transfer_syntax_uid", "size"])
-    recompressed.delete()
 
 
 def mark_here(instance: Instance) -> None:

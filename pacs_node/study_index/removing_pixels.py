@@ -12,9 +12,8 @@ from pacs_node.config import config
 from pacs_node.storage.models import Holding
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import recount
-from pacs_node.study_index.copies import other_copies
+from pacs_node.study_index.copies import as_received, former_paths, other_copies
 from pacs_node.study_index.models import Instance
-from pacs_node.study_index.recalling import as_received, former_paths
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.errors import PermanentError
 from standards.part10 import read_header, text
@@ -90,8 +89,7 @@ def remove_pixels(study_instance_uid: str, *, even_the_last_copy: bool = False) 
     now = timezone.now()
     stored = [instance.path for instance in removal.goes] + former_paths(removal.goes)
     with transaction.atomic():
-        for instance in removal.goes:
-            as_received(instance)
+        as_received(removal.goes)
     storage().append_journal(study_instance_uid, *let_go_lines("pixels-removed", removal.goes, now))
     with transaction.atomic():
         keys = [instance.pk for instance in removal.goes]

@@ -18,9 +18,17 @@ from gateway.models import Delivery
 from pacs_node.config import config
 from pacs_node.storage.models import Finding, Holding, StudyRetention
 from pacs_node.storage.stores import institution, storage
-from pacs_node.study_index.copies import INSTITUTION, Copy, holding_of, open_received, other_copies, received_key
+from pacs_node.study_index.copies import (
+    INSTITUTION,
+    Copy,
+    as_received,
+    former_paths,
+    holding_of,
+    open_received,
+    other_copies,
+    received_key,
+)
 from pacs_node.study_index.models import Instance, Study
-from pacs_node.study_index.recalling import as_received, former_paths
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError
@@ -143,8 +151,7 @@ def let_go(instances: list[Instance]) -> int:
         stored = [(instance.path, instance.size) for instance in members]
         stored += [(former, 0) for former in former_paths(members)]
         with transaction.atomic():
-            for instance in members:
-                as_received(instance)
+            as_received(members)
         storage().append_journal(study, *let_go_lines("tiered", members, now))
         with transaction.atomic():
             for instance in members:

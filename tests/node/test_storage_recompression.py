@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +227,47 @@ def test_real_images_of_every_kind_survive_or_are_left_alone(sample_data: Path, 
                 assert hashlib.sha256(again.read()).digest() == hashlib.sha256(original).digest(), path
             survived += 1
     assert survived > 20
+
+
+def test_what_leaves_after_recompression_leaves_and_comes_back_as_it_was_received(
+    filled: tuple[NodeProcess, Study], tmp_path: Path
+) -> None:
+    node, study = filled
+    node.settings["REGIS_NODE_INSTITUTION_URL"] = (tmp_path / "institution").as_uri()
+    node.settings["REGIS_NODE_TIER_AFTER_DAYS"] = "1"
+    received_before = node.python(RECEIVED)
+    node.command("recompress", study.study_instance_uid)
+    assert len(node.files(study.study_instance_uid)) == 8  # originals stay for a while
+    node.python(
+        "from datetime import timedelta\nfrom django.utils import timezone\n"
+        "from pacs_node.study_index.models import Instance\n"
+        "Instance.objects.update(created_at=timezone.now() - timedelta(days=9))"
+    )
+    node.command("tier")
+    assert "1 studies left" in node.command("tier").stdout or not node.files(study.study_instance_uid)
+    assert node.files(study.study_instance_uid) == []
+    assert "5 instances are back" in node.command("recall", study.study_instance_uid).stdout
+    assert json.loads(node.python(RECEIVED).splitlines()[-1]) == json.loads(received_before)
+    assert node.command("verify", "--once").returncode == 0
+
+
+def test_a_rotten_recompressed_file_is_healed_by_the_received_one(
+    filled: tuple[NodeProcess, Study], tmp_path: Path
+) -> None:
+    node, study = filled
+    node.settings["REGIS_NODE_INSTITUTION_URL"] = (tmp_path / "institution").as_uri()
+    received_before = node.python(RECEIVED)
+    node.python(
+        "from datetime import timedelta\nfrom django.utils import timezone\n"
+        "from pacs_node.study_index.models import Instance\n"
+        "Instance.objects.update(created_at=timezone.now() - timedelta(days=9))"
+    )
+    node.command("tier")
+    node.command("recompress", study.study_instance_uid, "--originals-now")
+    victim = next(path for path in node.files(study.study_instance_uid) if "~jpeg-ls" in path.name)
+    content = bytearray(victim.read_bytes())
+    content[-50] ^= 1
+    victim.write_bytes(content)
+    assert "healed from institution" in node.command("verify", "--once").stdout
+    assert not victim.exists()
+    assert json.loads(node.python(RECEIVED).splitlines()[-1]) == json.loads(received_before)
