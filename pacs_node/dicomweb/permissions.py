@@ -142,14 +142,15 @@ def reach_of(request: HttpRequest) -> Reach:
             log.info("dicomweb.token_refused", code=error.code)
             raise Refused(error.code, _TOKEN_SENTENCES[error.code]) from error
     if request.user.is_authenticated:
-        return Reach(request.user.get_username(), None, frozenset({"read", "store"}))
+        operations = {"read", "store"} | ({"delete"} if request.user.has_perm("study_index.delete_study") else set())
+        return Reach(request.user.get_username(), None, frozenset(operations))
     raise Refused("token-missing", "This needs an image token of the centre or a login at this node.")
 
 
 def _refuse_forged(request: HttpRequest) -> None:
     """A session's cookie goes along with whatever page makes the browser ask, so writing needs Django's CSRF token."""
     if CsrfViewMiddleware(lambda _request: HttpResponse()).process_view(request, _anonymous, (), {}) is not None:
-        raise Refused("csrf-failed", "A login session may store only with the page's CSRF token.")
+        raise Refused("csrf-failed", "A login session may write only with the page's CSRF token.")
 
 
 def _anonymous(_request: HttpRequest) -> HttpResponse:
@@ -179,7 +180,7 @@ def guarded(operation: str) -> Callable[[View], View]:
                 reach = reach_of(request)
                 actor = reach.actor
                 if operation not in reach.operations:
-                    raise Refused("operation-not-granted", f"The image token does not allow to {operation}.")
+                    raise Refused("operation-not-granted", f"Nobody gave the right to {operation} here.")
                 if study and not reach.covers(study):
                     raise Refused("study-not-granted", "The image token is not for this study.")
                 if operation != "read" and not request.headers.get("Authorization"):

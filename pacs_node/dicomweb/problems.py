@@ -23,6 +23,9 @@ _STATUS: Final = {
     "not-acceptable": 406,
     "cannot-decode": 406,
     "cannot-render": 406,
+    "study-pinned": 409,
+    "not-delivered": 409,
+    "payload-too-large": 413,
     "unsupported-media-type": 415,
     "storage-full": 507,
 }

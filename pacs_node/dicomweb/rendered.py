@@ -88,11 +88,14 @@ def _quality(request: HttpRequest) -> int:
     return int(value)
 
 
+def _accept(request: HttpRequest) -> str | None:
+    return request.GET.get("accept") or request.headers.get("Accept")
+
+
 def _picture(
     request: HttpRequest, instance: Instance, frame: int, cache: str, viewport: Viewport | None = None
 ) -> HttpResponseBase:
-    accept = request.GET.get("accept") or request.headers.get("Accept")
-    offer = negotiate(accept, _OFFERS)
+    offer = negotiate(_accept(request), _OFFERS)
     if offer is None:
         raise PermanentError("not-acceptable", f"Pictures here are {', '.join(MEDIA_TYPES)}.")
     size, window, quality = _viewport(request, viewport), _window(request), _quality(request)
@@ -122,8 +125,11 @@ def picture(
     return cached(HttpResponse(content, content_type=media_type), etag, cache)
 
 
-def _document(request: HttpRequest, instance: Instance) -> HttpResponseBase | None:
-    """What is no picture but has a form for people: a video as it is stored, a PDF as itself; None for the rest."""
+def document(request: HttpRequest, instance: Instance, asked: str | None) -> HttpResponseBase | None:
+    """What is no picture but has a form for people: a video as it is stored, a PDF as itself; None for the rest.
+
+    ``asked`` is what the client accepts. Raises: PermanentError("not-acceptable").
+    """
     header = header_of(instance)
     if transfer_syntaxes.is_video(header.transfer_syntax):
         kind = frame_media_type(header.transfer_syntax)
@@ -137,7 +143,7 @@ def _document(request: HttpRequest, instance: Instance) -> HttpResponseBase | No
             body = [bytes(header.dataset.get("EncapsulatedDocument") or b"")]
     else:
         return None
-    if negotiate(request.GET.get("accept") or request.headers.get("Accept"), [Offer(kind)]) is None:
+    if negotiate(asked, [Offer(kind)]) is None:
         raise PermanentError("not-acceptable", f"This object is shown as {kind}.")
     etag = etag_of([instance], "document", kind)
     if answer := not_modified(request, etag, IMMUTABLE):
@@ -161,7 +167,7 @@ def rendered(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """A picture of an instance's first frame, or of what represents a series or a study."""
     if "instance" in at:
         instance = existing(reach, **at)[0]
-        return _document(request, instance) or _picture(request, instance, 0, IMMUTABLE)
+        return document(request, instance, _accept(request)) or _picture(request, instance, 0, IMMUTABLE)
     return _picture(request, *_representative(reach, at), REVALIDATE)
 
 

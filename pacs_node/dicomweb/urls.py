@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path, register_converter
 
-from pacs_node.dicomweb import bulkdata, metadata, qido, rendered, views, wado
+from pacs_node.dicomweb import bulkdata, metadata, qido, rendered, views, wado, wado_uri
 
 
 class UidConverter:
@@ -35,8 +35,8 @@ urlpatterns = [
     path(f"{STUDY}/series", qido.series),
     path(f"{STUDY}/instances", qido.instances),
     path(f"{SERIES}/instances", qido.instances),
-    path(SERIES, wado.instances),
-    path(INSTANCE, wado.instances),
+    path(SERIES, views.below),
+    path(INSTANCE, views.below),
     path(f"{STUDY}/metadata", metadata.metadata),
     path(f"{SERIES}/metadata", metadata.metadata),
     path(f"{INSTANCE}/metadata", metadata.metadata),
@@ -46,5 +46,6 @@ urlpatterns = [
     path(f"{INSTANCE}/bulkdata/<path:path>", bulkdata.bulkdata),
     *(path(f"{place}/rendered", rendered.rendered) for place in (STUDY, SERIES, INSTANCE)),
     *(path(f"{place}/thumbnail", rendered.thumbnail) for place in (STUDY, SERIES, INSTANCE)),
+    path("wado", wado_uri.wado_uri),
     re_path(".*", views.nothing),
 ]

@@ -4,6 +4,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from pacs_node.dicomweb import qido, stow, wado
+from pacs_node.dicomweb.deletion import delete
 from pacs_node.dicomweb.permissions import Reach, guarded
 from standards.errors import PermanentError
 
@@ -16,8 +17,14 @@ def studies(request: HttpRequest) -> HttpResponseBase:
 
 @csrf_exempt
 def study(request: HttpRequest, study: str) -> HttpResponseBase:
-    """Retrieve with GET, store into with POST."""
-    return stow.store(request, study=study) if request.method == "POST" else wado.instances(request, study=study)
+    """Retrieve with GET, store into with POST, delete with DELETE."""
+    return stow.store(request, study=study) if request.method == "POST" else below(request, study=study)
+
+
+@csrf_exempt
+def below(request: HttpRequest, **at: str) -> HttpResponseBase:
+    """Retrieve with GET, delete with DELETE."""
+    return delete(request, **at) if request.method == "DELETE" else wado.instances(request, **at)
 
 
 @guarded("read")

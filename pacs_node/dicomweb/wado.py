@@ -45,7 +45,8 @@ _MOST_FRAMES: Final = 10_000
 # Instances
 
 
-def _transcodable(transfer_syntax: str) -> bool:
+def transcodable(transfer_syntax: str) -> bool:
+    """Whether objects so stored can be given in Explicit VR Little Endian."""
     return can_be_explicit(transfer_syntax) and can_decode(transfer_syntax)
 
 
@@ -73,7 +74,7 @@ def instances(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase
     found = present(existing(reach, **at))
     syntaxes = {instance.transfer_syntax_uid for instance in found}
     single = len(found) == 1 and "instance" in at
-    choice = instance_choice(_accept(request), syntaxes, single=single, transcodable=_transcodable)
+    choice = instance_choice(_accept(request), syntaxes, single=single, transcodable=transcodable)
     if choice is None:
         raise PermanentError(
             "not-acceptable", f"Here there is {DICOM} as stored ({', '.join(sorted(syntaxes))}) or as {EXPLICIT}."
@@ -84,7 +85,7 @@ def instances(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase
     if answer := not_modified(request, etag, cache):
         return answer
     if not choice.multipart:
-        return cached(_single(request, given[0], choice, etag), etag, cache)
+        return cached(single_instance(request, given[0], choice, etag), etag, cache)
     status = 200 if len(given) == len(found) else 206  # PS3.18 10.4.3: some have no acceptable form
     return cached(_multipart(request, given, choice, status), etag, cache)
 
@@ -94,7 +95,8 @@ def _accept(request: HttpRequest) -> str | None:
     return request.GET.get("accept") or request.headers.get("Accept")
 
 
-def _single(request: HttpRequest, instance: Instance, choice: InstanceChoice, etag: str) -> HttpResponseBase:
+def single_instance(request: HttpRequest, instance: Instance, choice: InstanceChoice, etag: str) -> HttpResponseBase:
+    """A Part 10 file by itself, with ranges where it is as stored. Raises: PermanentError when it cannot be decoded."""
     wanted = choice.syntaxes[instance.transfer_syntax_uid]
     if wanted != instance.transfer_syntax_uid:
         try:
