@@ -36,7 +36,8 @@ _REQUEST: Final = 1
 _ALL_COMMITTED: Final = 1
 _SOME_FAILED: Final = 2
 _IDLE_SECONDS: Final = 1.0
-_REPORT_ON_SAME_SECONDS: Final = 10.0
+_LOOKS_FOR_REPORT: Final = 20
+_LOOK_SECONDS: Final = 0.25
 
 
 def serve(channel: Channel, peer: Peer, message: Message) -> None:
@@ -257,10 +258,14 @@ def _ask(channel: Channel, row: Commitment) -> None:
     )
     _expect(channel, upper_layer.N_ACTION_RQ, message_id)
     commitment.asked(row)
-    if channel.waiting(_REPORT_ON_SAME_SECONDS):
-        message = channel.receive()
-        if message.field == upper_layer.N_EVENT_REPORT_RQ:
-            _serve_report(channel, row.ae_title, message)
+    for _ in range(_LOOKS_FOR_REPORT):
+        if channel.waiting(_LOOK_SECONDS):
+            message = channel.receive()
+            if message.field == upper_layer.N_EVENT_REPORT_RQ:
+                _serve_report(channel, row.ae_title, message)
+            return
+        if Commitment.objects.filter(pk=row.pk, status=Commitment.Status.DONE).exists():
+            return  # it came over another association
 
 
 # The thread that owes the answers
