@@ -25,9 +25,7 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_DELIMITER: Final = 0xFFFEE00D
 _SEQUENCE_DELIMITER: Final = 0xFFFEE0DD
 _PIXEL_TAGS: Final = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
-LONG_VRS: Final = frozenset(
-    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
-)
+LONG_VRS: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _VRS: Final = LONG_VRS | frozenset(
     {
         b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
@@ -35,6 +33,7 @@ _VRS: Final = LONG_VRS | frozenset(
     }
 )  # fmt: skip
 _NAMES: Final = {vr: vr.decode() for vr in _VRS}
+_SHORT_NAMES: Final = {vr: vr.decode() for vr in _VRS - LONG_VRS}
 _REPEATING_GROUPS: Final = (0x50, 0x60)
 _WINDOW: Final = 1 << 16
 
@@ -191,6 +190,10 @@ class Walker:
         elements: dict[BaseTag, RawDataElement | DataElement] = {}
         charset = parent_charset or _CharacterSet.of(self._default_charset)
         while delimited or self.position < limit:
+            if not encoding.implicit and only_group is None:
+                self._plain_run(elements, limit, encoding)
+                if not delimited and self.position >= limit:
+                    break
             start = self.position
             if only_group is not None and self._peek_group() != only_group:
                 break
@@ -210,6 +213,37 @@ class Walker:
         dataset = Dataset(elements)
         dataset.set_original_encoding(encoding.implicit, encoding.little_endian, charset.encodings)
         return dataset
+
+    def _plain_run(
+        self, elements: dict[BaseTag, RawDataElement | DataElement], limit: int, encoding: _Encoding
+    ) -> None:
+        """Take over the short ASCII elements that lie whole in the window, which most of most headers are.
+
+        It does what the long way does, without a call for each step; what is any harder is left to that.
+        """
+        unpack, window, base, budget = encoding.tag_short.unpack_from, self._window, self._window_start, self._budget
+        little_endian = encoding.little_endian
+        position, end = self.position - base, min(len(window), limit - base)
+        while 0 <= position <= end - 8:
+            group, number, vr, length = unpack(window, position)
+            start = position + 8
+            stop = start + length
+            name = _SHORT_NAMES.get(vr)
+            if name is None or stop > end or group == 0xFFFE or (group == 0x0008 and number == 0x0005):
+                break
+            value = window[start:stop]
+            if name in charsets.TEXT_VRS and (b"\x1b" in value or not value.isascii()):
+                break
+            if budget.walked < 1 or budget.kept_elements < 1 or budget.kept_bytes < length:
+                break
+            budget.walked -= 1
+            budget.kept_elements -= 1
+            budget.kept_bytes -= length
+            tag = BaseTag(group << 16 | number)
+            elements[tag] = RawDataElement(tag, name, length, value, base + start, False, little_endian, True, False)
+            position = stop
+        if position > 0:
+            self.position = base + position
 
     def _element_header(self, limit: int, encoding: _Encoding) -> tuple[int, str | None, int]:
         self._count()

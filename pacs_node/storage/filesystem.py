@@ -6,8 +6,9 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,7 +18,7 @@ import structlog
 from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import ASIDE, JOURNAL, STUDIES, study_key
 from pacs_node.storage.watermarks import Space, Watermarks
-from standards.errors import PermanentError, TransientError
+from standards.errors import PermanentError, RegisError, TransientError
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +39,15 @@ def _link(incoming: Incoming | Path, target: Path) -> None:
         os.link(incoming, target)
     else:
         incoming.link(target)
+
+
+def _flush(incoming: Incoming | Path) -> bool:
+    if isinstance(incoming, Path):
+        fsync_path(incoming)
+        incoming.unlink()
+    else:
+        incoming.sync()
+    return True
 
 
 class FilesystemStorage:
@@ -76,26 +86,47 @@ class FilesystemStorage:
 
         A path is moved from where it lies.
         """
-        target = self.root / key
+        (placed,) = self.place_all([(incoming, key)])
+        if isinstance(placed, Exception):
+            raise placed
+        return placed
+
+    def place_all(self, files: Sequence[tuple[Incoming | Path, str]]) -> list[bool | Exception]:
+        """:meth:`place` for several, each with its own outcome. One flush of the filesystem's log serves all of them.
+
+        So all get their names first and are flushed then. A file torn by a power cut in between is not in the index,
+        and its own meta group tells that it is not whole: the next that asks for the name sets it aside.
+        """
+        outcomes: list[bool | Exception] = []
+        for incoming, key in files:
+            outcomes.append(self._guarded(partial(self._name, incoming, self.root / key)))
+        for number, (incoming, _) in enumerate(files):
+            if outcomes[number] is True:
+                outcomes[number] = self._guarded(partial(_flush, incoming))
+        for folder in {(self.root / key).parent for (_, key), placed in zip(files, outcomes, strict=True) if placed}:
+            fsync_path(folder)
+        return outcomes
+
+    def _guarded(self, step: Callable[[], bool]) -> bool | Exception:
         try:
-            if isinstance(incoming, Path):
-                fsync_path(incoming)
-            else:
-                incoming.seal()
-            self._make_durable(target.parent)
-            try:
-                _link(incoming, target)  # unlike a rename, a link never replaces what is there
-            except FileExistsError:
-                return False
-            except FileNotFoundError:  # the folder was removed behind our back (last instance released)
-                self._durable.clear()
-                self._make_durable(target.parent)
-                _link(incoming, target)
-            fsync_path(target.parent)
+            return step()
         except OSError as error:
-            raise self._translated(error) from error
-        if isinstance(incoming, Path):
-            incoming.unlink(missing_ok=True)
+            return self._translated(error)
+        except RegisError as error:
+            return error
+
+    def _name(self, incoming: Incoming | Path, target: Path) -> bool:
+        if isinstance(incoming, Incoming):
+            incoming.write_out()
+        self._make_durable(target.parent)
+        try:
+            _link(incoming, target)  # unlike a rename, a link never replaces what is there
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # the folder was removed behind our back (last instance released)
+            self._durable.clear()
+            self._make_durable(target.parent)
+            _link(incoming, target)
         return True
 
     def open(self, key: str) -> BinaryIO:

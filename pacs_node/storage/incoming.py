@@ -66,7 +66,7 @@ class Incoming:
         self._written = _BLOCK  # the first block goes last, when the digest in it is known
         self._head = b""
         self._digest_at = meta.find(DIGEST_TO_COME)
-        self._sealed = False
+        self._complete = False
         self._view[: len(meta)] = meta
 
     def _open(self, folder: Path) -> int:
@@ -131,9 +131,9 @@ class Incoming:
         except OSError as error:
             raise _translated(error) from error
 
-    def seal(self) -> None:
-        """The rest to the disk and the file flushed: from here on it survives a power cut, though it has no name."""
-        if self._sealed:
+    def write_out(self) -> None:
+        """The rest to the disk, with the digest in its place. What is left for durability is :meth:`sync`."""
+        if self._complete:
             return
         if self._direct:
             self._flush(self._fill - self._fill % _BLOCK)
@@ -143,11 +143,15 @@ class Incoming:
         if self._digest_at >= 0:
             first[self._digest_at : self._digest_at + len(DIGEST_TO_COME)] = self.dataset_sha256().encode()
         self._write_at(0, first)
+        self._complete = True
+
+    def sync(self) -> None:
+        """Flush the file: from here on its bytes, and a name it may have, survive a power cut."""
+        self.write_out()
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise _translated(error) from error
-        self._sealed = True
 
     # Using
 
@@ -157,15 +161,15 @@ class Incoming:
 
     @property
     def path(self) -> Path:
-        """The sealed file as a path, for whoever must open it by one; it holds until :meth:`close`."""
+        """The whole file as a path, for whoever must open it by one; it holds until :meth:`close`."""
         return self._name or Path(f"/proc/self/fd/{self._descriptor}")
 
     def reader(self) -> io.BufferedIOBase:
-        """The sealed file to read; small ones and the beginning of large ones come from memory."""
+        """The whole file to read; small ones and the beginning of large ones come from memory."""
         return _Reader(self)
 
     def link(self, target: Path) -> None:
-        """Give the sealed file a name. Raises: FileExistsError, FileNotFoundError (no such folder), OSError."""
+        """Give the whole file a name. Raises: FileExistsError, FileNotFoundError (no such folder), OSError."""
         source = os.fspath(self.path)
         # With a folder's descriptor Python calls linkat, the only call that can name a nameless file.
         os.link(source, target, src_dir_fd=None if self._name else self._descriptor, follow_symlinks=True)
@@ -196,7 +200,7 @@ class Incoming:
 
 
 class _Reader(io.BufferedIOBase):
-    """Reads a sealed Incoming from memory where it is there, else from the disk."""
+    """Reads a whole Incoming from memory where it is there, else from the disk."""
 
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming

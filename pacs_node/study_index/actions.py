@@ -169,23 +169,20 @@ def _check(header: Header, expected_sop_class: str | None, expected_sop_instance
 def _store(incoming: Incoming, header: Header, rows: IndexRows, source: Source, *, journal: bool) -> Ingested:
     """Give the file its name, then index it. Nearly all are new; what is not costs a second look."""
     key = instance_key(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-    placed = False
+    incoming.write_out()
+    if journal:
+        storage().append_journal(header.study_instance_uid, _line("stored", key, header, rows, source))
     for _ in range(4):
-        if storage().place(incoming, key):
-            placed = True
-            if journal:
-                storage().append_journal(header.study_instance_uid, _line("stored", key, header, rows, source))
-            entry = Entry(rows, key)
-            try:
-                commit(entry)
-            except IntegrityError:
-                log.info("instance-known-elsewhere", sop_instance_uid=header.sop_instance_uid)
-            else:
-                return Ingested(entry.instance_key, "stored")
+        entry = Entry(rows, key, incoming)
+        try:
+            commit(entry)
+        except IntegrityError:
+            log.info("instance-known-elsewhere", sop_instance_uid=header.sop_instance_uid)
+        if entry.instance_key:
+            return Ingested(entry.instance_key, "stored")
         taken = _store_known(incoming, header, rows, source, key)
-        if placed and not Instance.objects.filter(path=key).exists():
+        if not entry.taken and not Instance.objects.filter(path=key).exists():
             storage().remove(key)  # only now: a nameless file that lost its only name cannot get another
-            placed = False
         if taken is not None:
             return taken
     raise TransientError("database-busy", "other processes keep storing the same instance")

@@ -2,18 +2,19 @@
 
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
 from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
-from django.db.models import F
 from django.utils import timezone
 
 from gateway.actions import record_conflict, record_held
 from gateway.protocols import HeldInstance
+from pacs_node.storage.filesystem import storage
+from pacs_node.storage.incoming import Incoming
 from pacs_node.study_index.attributes import IndexRows
 from pacs_node.study_index.models import Instance, Series, Study
 
@@ -23,18 +24,21 @@ _REMEMBERED: Final = 4096
 
 @dataclass(eq=False)
 class Entry:
-    """An instance whose file lies at ``key``, on its way into the index; afterwards ``instance_key`` or ``error``.
+    """An instance on its way into the index; afterwards it has an ``instance_key``, or ``key`` was ``taken``.
 
+    ``incoming``: its file, which has yet to be brought to ``key``; None when it lies there.
     ``conflicts_with``: the data set digest of the instance that has its UID, when it is kept as a variant.
     """
 
     rows: IndexRows
     key: str
+    incoming: Incoming | None = None
     is_variant: bool = False
     conflicts_with: str = ""
+    taken: bool = False
     instance_key: int = 0
     series_key: int = 0
-    error: DatabaseError | None = None
+    error: Exception | None = None
     done: bool = field(default=False, repr=False)
 
 
@@ -64,12 +68,24 @@ class GroupCommit:
                         member.done = True
         if entry.error is not None:
             raise entry.error
-        if not entry.instance_key:
+        if not entry.instance_key and not entry.taken:
             raise OperationalError("the commit that this instance was part of was broken off")
 
 
 def write_entries(batch: list[Entry]) -> None:
+    """Files first, made durable together, then their rows: the order that a crash may interrupt anywhere."""
+    unplaced = [entry for entry in batch if entry.incoming is not None]
+    files = [(entry.incoming, entry.key) for entry in unplaced if entry.incoming is not None]
+    for entry, placed in zip(unplaced, storage().place_all(files) if files else [], strict=True):
+        entry.taken = placed is False
+        entry.error = placed if isinstance(placed, Exception) else None
+    _write_rows([entry for entry in batch if not entry.taken and entry.error is None])
+
+
+def _write_rows(batch: list[Entry]) -> None:
     """One transaction for all; where it fails, one for each, so that nobody fails for a neighbour."""
+    if not batch:
+        return
     try:
         with transaction.atomic():
             for entry in batch:
@@ -83,7 +99,7 @@ def write_entries(batch: list[Entry]) -> None:
             batch[0].error = error
             return
         for entry in batch:
-            write_entries([entry])
+            _write_rows([entry])
         return
     for entry in batch:
         _remember(entry.rows)
@@ -101,7 +117,7 @@ def _insert(entry: Entry) -> None:
             raise IntegrityError("the series of the instance is not in the index")
 
 
-# The one statement of the hot path that is not left to the ORM: it finds the series and inserts in one go.
+# Two statements of the hot path are not left to the ORM; this one finds the series and inserts in one go.
 
 
 @cache
@@ -123,7 +139,11 @@ def _insert_instance(entry: Entry) -> bool:
     statement, fields = _statement()
     rows = entry.rows
     values = {**rows.instance, "path": entry.key, "is_variant": entry.is_variant, "created_at": timezone.now()}
-    given = [f.get_db_prep_save(values[f.name] if f.name in values else f.get_default(), connection) for f in fields]
+    given = [values[f.name] if f.name in values else f.get_default() for f in fields]
+    given = [
+        value if value is None or isinstance(value, str | int) else f.get_db_prep_save(value, connection)
+        for f, value in zip(fields, given, strict=True)
+    ]
     with connection.cursor() as cursor:
         cursor.execute(
             statement,
@@ -143,12 +163,13 @@ def _insert_instance(entry: Entry) -> bool:
 
 
 def _count(batch: list[Entry]) -> None:
-    added: dict[int, int] = {}
-    for entry in batch:
-        if not entry.is_variant:
-            added[entry.series_key] = added.get(entry.series_key, 0) + 1
-    for key, count in added.items():
-        Series.objects.filter(pk=key).update(instances_count=F("instances_count") + count)
+    added = Counter(entry.series_key for entry in batch if not entry.is_variant)
+    table = connection.ops.quote_name(Series._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            f"UPDATE {table} SET instances_count = instances_count + %s WHERE id = %s",  # noqa: S608
+            [(count, key) for key, count in added.items()],
+        )
 
 
 def _announce(batch: list[Entry]) -> None:

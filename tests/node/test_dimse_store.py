@@ -304,8 +304,8 @@ def test_the_file_its_folder_and_the_index_are_flushed_before_the_answer(
 
     index = r"sendto\(.*COMMIT" if node.database_url else r"f(data)?sync\(\d+<[^>]*node\.sqlite3-wal>"
     order = [
-        at(r"fsync\(\d+<[^>]*/incoming/[^>]*>"),
         at(r"link(at)?\("),
+        at(r"fsync\(\d+<[^>]*/incoming/[^>]*>"),
         at(rf"fsync\(\d+<[^>]*/{re.escape(str(dataset.SeriesInstanceUID))}>"),
         at(index),
         at(rf"sendto\(\d+<TCP:\[127\.0\.0\.1:{node.dicom_port}->"),
