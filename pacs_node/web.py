@@ -40,9 +40,9 @@ class _FileWrapper:
 class _Gateway(Gateway_10):
     """Hands bodies of file pieces to the kernel on plain connections."""
 
-    def get_environ(self) -> dict[str, Any]:
+    def get_environ(self) -> dict[str, Any]:  # type: ignore[override]  # its stubs say that it gives nothing
         """The WSGI environment, with the file wrapper."""
-        environment: dict[str, Any] = super().get_environ()
+        environment: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         environment["wsgi.file_wrapper"] = _FileWrapper
         return environment
 
@@ -103,7 +103,7 @@ class _Connection(HTTPConnection):
                     return True
         except OSError:  # timed out between requests, or the client has gone
             return False
-        return bool(super().communicate())
+        return bool(super().communicate())  # type: ignore[no-untyped-call]
 
     def _asks_again(self) -> bool:
         """Whether the next request comes so soon that another thread need not be found for it."""

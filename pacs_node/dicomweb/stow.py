@@ -6,7 +6,8 @@ Source: PS3.18 10.5
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +18,15 @@ from pacs_node.clinic import audit
 from pacs_node.dicomweb.permissions import Reach, client_address, guarded, record_refusal
 from pacs_node.dicomweb.problems import Refused, error_response
 from pacs_node.dicomweb.qido import JSON, service_root
+from pacs_node.dicomweb.stow_metadata import MEDIA_TYPES as METADATA_TYPES
+from pacs_node.dicomweb.stow_metadata import MetadataMessage
 from pacs_node.dimse.statuses import NOT_AUTHORISED, OUT_OF_RESOURCES, status_of
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import Ingested, ingest
+from standards.dicom_xml import MEDIA_TYPE as XML
+from standards.dicom_xml import to_xml
 from standards.errors import PermanentError, RegisError, TransientError
-from standards.media_types import DICOM, parse
+from standards.media_types import DICOM, MULTIPART_RELATED, Offer, negotiate, parse
 from standards.multipart import Part, parse_related
 from standards.part10 import Header, read_header
 
@@ -35,7 +40,7 @@ _CHUNK: Final = 1 << 20
 
 
 class _Answer:
-    """The response module. Source: PS3.18 I.2"""
+    """The response module: what was stored, what was not and why. Source: PS3.18 I.2"""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -65,6 +70,20 @@ class _Answer:
             self.other_failures.append(failure)
         else:
             self.failed.append(_reference(header) | failure)
+
+    def fail_named(self, reason: int, sop_class_uid: str, sop_instance_uid: str) -> None:
+        """An instance that was not stored, and is known by what its sender says of it."""
+        failure = {"00081197": {"vr": "US", "Value": [reason]}}
+        if sop_instance_uid:
+            self.failed.append(
+                {
+                    "00081150": {"vr": "UI", "Value": [sop_class_uid]},
+                    "00081155": {"vr": "UI", "Value": [sop_instance_uid]},
+                    **failure,
+                }
+            )
+        else:
+            self.other_failures.append(failure)
 
     def body(self, study: str) -> dict[str, Any]:
         """The data set in DICOM JSON."""
@@ -105,7 +124,7 @@ def _reference(header: Header) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _incoming(part: Part) -> Iterator[Path]:
+def _incoming(part: "Part | _Single") -> Iterator[Path]:
     """The part in a file on the storage, gone afterwards unless it was taken in.
 
     Raises: TransientError("storage-full"), PermanentError("truncated").
@@ -129,17 +148,28 @@ def _incoming(part: Part) -> Iterator[Path]:
 @guarded("store")
 def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
     """``POST /studies`` and ``/studies/{study}``: the body is read as a stream, an item at a time."""
-    media = parse(request.headers.get("Content-Type", ""))
-    if not media or media[0].type != "multipart/related" or media[0].parameter("type").lower() != DICOM:
-        raise PermanentError("unsupported-media-type", f'Send multipart/related; type="{DICOM}".')
-    answer = _Answer(service_root(request))
-    parts = parse_related(_Body(request), request.headers["Content-Type"])
+    kind = request.headers.get("Content-Type", "")
+    media = parse(kind)
+    inner = media[0].inner if media else ""
+    if inner not in (DICOM, *METADATA_TYPES) or (media[0].type != MULTIPART_RELATED and inner != DICOM):
+        wanted = ", ".join((DICOM, *METADATA_TYPES))
+        raise PermanentError("unsupported-media-type", f"Send {DICOM}, or multipart/related of {wanted}.")
+    transaction = _Transaction(request, reach, study, _Answer(service_root(request)))
+    answer = transaction.answer
     broken: RegisError | None = None
     try:
-        for part in parts:
-            _take(part, request, reach, study, answer)
-            if answer.full:
-                break
+        if media[0].type == DICOM:
+            transaction.take(_Single(_Body(request)))
+        elif inner == DICOM:
+            for part in parse_related(_Body(request), kind):
+                if _type_of(part) != DICOM:
+                    answer.fail(_MEDIA_TYPE_NOT_SUPPORTED, None)
+                else:
+                    transaction.take(part)
+                if answer.full:
+                    break
+        else:
+            transaction.take_described(parse_related(_Body(request), kind), inner)
     except PermanentError as error:  # the message itself breaks off; what came before it is safe and is answered for
         broken = error
         log.warning("stow.message_broken", code=error.code)
@@ -154,37 +184,90 @@ def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
             address=client_address(request),
             detail={"instances": len(answer.stored), "failed": len(answer.failed) + len(answer.other_failures)},
         )
-    response = JsonResponse(answer.body(study), status=answer.status(), content_type=JSON)
+    return _response(request, answer, study)
+
+
+def _response(request: HttpRequest, answer: _Answer, study: str) -> HttpResponse:
+    """The answer in XML where only that is wanted; the instances are stored, so nothing is 406 any more."""
+    body = answer.body(study)
+    offer = negotiate(request.headers.get("Accept"), [Offer(JSON), Offer("application/json"), Offer(XML)])
+    response: HttpResponse
+    if offer is not None and offer.type == XML:
+        response = HttpResponse(to_xml(body), status=answer.status(), content_type=XML)
+    else:
+        response = JsonResponse(body, status=answer.status(), content_type=JSON)
     response["Cache-Control"] = "no-store"
     return response
 
 
-def _take(part: Part, request: HttpRequest, reach: Reach, study: str, answer: _Answer) -> None:
-    """Store one part and note how it went. Raises: PermanentError when the message itself ends too early."""
-    if (parse(part.content_type) or parse(DICOM))[0].type != DICOM:
-        answer.fail(_MEDIA_TYPE_NOT_SUPPORTED, None)
-        return
-    try:
-        with _incoming(part) as path:
-            header: Header | None = None
-            try:
-                with path.open("rb") as file:
-                    header = read_header(file)
-                if study and header.study_instance_uid != study:
-                    answer.fail(_OTHER_STUDY, header)
-                    return
-                if not reach.covers(header.study_instance_uid):
-                    raise Refused("study-not-granted", "The image token is not for this study.")
-                answer.add(ingest(path, source_ae_title=SOURCE, address=client_address(request)), header)
-            except Refused as error:
-                answer.refused = True
-                record_refusal(request, error, reach.actor, header.study_instance_uid if header else "")
-                answer.fail(NOT_AUTHORISED, header)
-            except RegisError as error:
-                log.warning("stow.item_refused", code=error.code)
-                answer.full = answer.full or error.code == "storage-full"
-                answer.fail(status_of(error), header)
-    except TransientError as error:
-        log.error("stow.storage", code=error.code)
-        answer.full = True
-        answer.fail(OUT_OF_RESOURCES, None)
+class _Single:
+    """A body that is one instance, as if it were a part."""
+
+    def __init__(self, body: _Body) -> None:
+        self._body = body
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        """Up to ``size`` bytes, b"" at the end."""
+        return self._body.read(size)
+
+
+def _type_of(part: Part) -> str:
+    return (parse(part.content_type) or parse(DICOM))[0].type
+
+
+@dataclass(frozen=True)
+class _Transaction:
+    """Who stores what into which study, and how it went so far."""
+
+    request: HttpRequest
+    reach: Reach
+    study: str
+    answer: _Answer
+
+    def take(self, part: Part | _Single) -> None:
+        """Store one part. Raises: PermanentError when the message itself ends too early."""
+        try:
+            with _incoming(part) as path:
+                self._take_file(path)
+        except TransientError as error:
+            log.error("stow.storage", code=error.code)
+            self.answer.full = True
+            self.answer.fail(OUT_OF_RESOURCES, None)
+
+    def take_described(self, parts: Iterable[Part], media_type: str) -> None:
+        """Store instances that come as metadata and bulk data. Raises: PermanentError when the message is broken."""
+        with MetadataMessage(media_type) as message:
+            for part in parts:
+                message.take(part)
+            for described in message.instances():
+                try:
+                    with described.file() as path:
+                        self._take_file(path)
+                except TransientError as error:
+                    log.error("stow.storage", code=error.code)
+                    self.answer.full = True
+                    self.answer.fail(OUT_OF_RESOURCES, None)
+                except PermanentError as error:
+                    log.warning("stow.item_refused", code=error.code)
+                    self.answer.fail_named(status_of(error), described.uid("00080016"), described.uid("00080018"))
+
+    def _take_file(self, path: Path) -> None:
+        header: Header | None = None
+        address = client_address(self.request)
+        try:
+            with path.open("rb") as file:
+                header = read_header(file)
+            if self.study and header.study_instance_uid != self.study:
+                self.answer.fail(_OTHER_STUDY, header)
+                return
+            if not self.reach.covers(header.study_instance_uid):
+                raise Refused("study-not-granted", "The image token is not for this study.")
+            self.answer.add(ingest(path, source_ae_title=SOURCE, address=address), header)
+        except Refused as error:
+            self.answer.refused = True
+            record_refusal(self.request, error, self.reach.actor, header.study_instance_uid if header else "")
+            self.answer.fail(NOT_AUTHORISED, header)
+        except RegisError as error:
+            log.warning("stow.item_refused", code=error.code)
+            self.answer.full = self.answer.full or error.code == "storage-full"
+            self.answer.fail(status_of(error), header)
