@@ -26,8 +26,9 @@ from django.utils import timezone
 
 from gateway.actions import new_epoch
 from pacs_node.config import config
-from pacs_node.storage.filesystem import storage
-from pacs_node.storage.layout import study_key
+from pacs_node.storage.filesystem import FilesystemStorage
+from pacs_node.storage.layout import JOURNAL, study_key
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance, Study
 from pacs_node.study_index.reindexing import Report, reindex
 from standards.errors import PermanentError
@@ -77,7 +78,7 @@ def restore(source: Path) -> Restored:
             unpacked = Path(folder)
             _unpack(archive, unpacked)
             _restore_files(unpacked / "files", config().data_dir.absolute())
-            _restore_files(unpacked / "storage", storage().root)
+            _restore_storage(unpacked / "storage")
             _restore_database(unpacked)
             call_command("migrate", interactive=False, verbosity=0)
             new_epoch()
@@ -155,8 +156,19 @@ def _add_text(archive: tarfile.TarFile, name: str, content: str) -> None:
 
 
 def _add_study(archive: tarfile.TarFile, study_instance_uid: str) -> None:
-    key = study_key(study_instance_uid)
-    archive.add(storage().root / key, f"storage/{key}")
+    store, key = storage(), study_key(study_instance_uid)
+    if type(store) is FilesystemStorage:
+        archive.add(store.root / key, f"storage/{key}")
+        return
+    for path in store.keys_of_study(study_instance_uid):
+        with store.open_stored(path) as file:
+            member = tarfile.TarInfo(f"storage/{path}")
+            member.size, member.mode = file.seek(0, io.SEEK_END), 0o600
+            file.seek(0)
+            archive.addfile(member, file)
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in store.journal(study_instance_uid))
+    if lines:
+        _add_text(archive, f"storage/{key}/{JOURNAL}", lines)
 
 
 def _add_manifest(archive: tarfile.TarFile, folder: Path) -> int:
@@ -209,6 +221,20 @@ def _restore_files(unpacked: Path, target: Path) -> None:
             place = target / path.relative_to(unpacked)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
+
+
+def _restore_storage(unpacked: Path) -> None:
+    """The stored files of the backup into this node's storage, of whatever kind it is."""
+    store = storage()
+    if type(store) is FilesystemStorage:
+        _restore_files(unpacked, store.root)
+        return
+    for path in sorted(unpacked.rglob("*")):
+        if path.suffix == ".dcm":
+            store.place(path, path.relative_to(unpacked).as_posix())
+        elif path.name == JOURNAL:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            store.append_journal(path.parent.name, *lines)
 
 
 def _restore_database(unpacked: Path) -> None:

@@ -1,6 +1,5 @@
 """What is wrong with this node, in sentences."""
 
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from django.db.migrations.executor import MigrationExecutor
 from gateway.models import JoinState
 from pacs_node.clinic.models import ApplicationEntity, RefusedAssociation
 from pacs_node.config import config
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.models import Finding as StorageFinding
+from pacs_node.storage.models import VerifyRound
+from pacs_node.storage.stores import institution, storage
 from standards import charsets
 from standards.errors import RegisError
 
@@ -32,9 +33,9 @@ class Finding:
 def findings() -> list[Finding]:
     """Every check, in the order a person should read them; later ones need the database."""
     database = _database()
-    checks: list[Callable[[], Finding]] = [_storage, _settings, _certificate, _dicom_port, _http_port]
+    checks: list[Callable[[], Finding]] = [_storage, _institution, _settings, _certificate, _dicom_port, _http_port]
     if database.well:
-        checks += [_registry, _refusals, _centre]
+        checks += [_stored_files, _registry, _refusals, _centre]
     return [database, *(check() for check in checks)]
 
 
@@ -51,16 +52,44 @@ def _database() -> Finding:
 
 def _storage() -> Finding:
     about = "storage"
-    free = shutil.disk_usage(storage().root).free
     try:
-        path = storage().new_incoming()
+        store = storage()
+        path = store.new_incoming()
         path.write_bytes(b"regis")
         path.unlink()
+        store.has_study("0")  # an S3 store must answer
     except RegisError as error:
-        return Finding(about, False, f"The storage is nearly full, new images are refused: {error.detail}.")
+        if error.code == "storage-full":
+            return Finding(about, False, f"The storage is nearly full, new images are refused: {error.detail}.")
+        return Finding(about, False, f"The storage does not work: {error}.")
     except OSError as error:
-        return Finding(about, False, f"The storage {storage().root} cannot be written: {error.strerror}.")
-    return Finding(about, True, f"The storage can be written, {free // 1_000_000_000} GB are free.")
+        return Finding(about, False, f"The storage {config().storage_root} cannot be written: {error.strerror}.")
+    return Finding(about, True, f"The storage can be written, {store.free_bytes() // 1_000_000_000} GB are free.")
+
+
+def _institution() -> Finding:
+    about = "institution"
+    try:
+        store = institution()
+        if store is not None:
+            store.has_study("0")
+            store.new_incoming()
+    except (RegisError, OSError) as error:
+        return Finding(about, False, f"The institution's storage does not work: {error}.")
+    return Finding(
+        about, True, "No storage of the institution is set." if store is None else "The institution's works."
+    )
+
+
+def _stored_files() -> Finding:
+    about = "stored files"
+    count = StorageFinding.objects.filter(resolved_at=None).count()
+    if count:
+        return Finding(about, False, f"{count} stored files are damaged, missing or unexplained: run verify --once.")
+    round_ = VerifyRound.objects.filter(finished_at__isnull=False).first()
+    if round_ is None or round_.finished_at is None:
+        return Finding(about, True, "Stored files have not been re-read yet; the gateway process does it slowly.")
+    return Finding(about, True, f"All stored files were re-read by {round_.finished_at:%Y-%m-%d %H:%M} UTC; all whole.")
 
 
 def _settings() -> Finding:

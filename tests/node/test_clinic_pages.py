@@ -18,6 +18,7 @@ from pacs_node.clinic import audit, logins, queries
 from pacs_node.clinic.models import ApplicationEntity, AuditEntry, LoginGuard, RefusedAssociation
 from pacs_node.clinic.roster import apply_roster
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING
+from pacs_node.storage.models import Finding, StudyRetention
 from pacs_node.study_index.models import Instance
 from standards.uids import new_uid
 from tests.node.dicomweb_node import ct_slice, join, take_in
@@ -195,6 +196,18 @@ def test_the_state_page_tells_how_far_the_mirror_is(client: Client, anna: User) 
     metrics = client.get("/metrics").content.decode()
     assert 'regis_node_deliveries{destination="archive",status="receipted"} 2' in metrics
     assert f"regis_node_instances {Instance.objects.count()}" in metrics
+
+
+def test_the_storage_page_shows_what_is_damaged_and_where_studies_are(client: Client, anna: User) -> None:
+    log_in(client, "anna")
+    assert "Not read yet" in client.get("/storage/").content.decode()
+    Finding.objects.create(kind=Finding.Kind.DAMAGED, path="studies/<b>1</b>.dcm", detail="its digest differs")
+    Finding.objects.create(kind="orphan", path="studies/2.dcm", resolved_at=timezone.now(), resolution="brought in")
+    StudyRetention.objects.create(study_instance_uid="1.2.3", pinned=True, reason="teaching")
+    page = client.get("/storage/").content.decode()
+    for text in ("1 finding", "damaged", "&lt;b&gt;1", "its digest differs", "brought in", "1.2.3", "teaching"):
+        assert text in page
+    assert "повреждён" in client.get("/storage/", headers={"accept-language": "ru"}).content.decode()
 
 
 def test_pages_speak_russian(client: Client, anna: User) -> None:

@@ -176,3 +176,32 @@ def test_a_node_on_s3_answers_only_for_what_the_store_has(
     rotten = node.command("verify", "--once", check=False)
     assert rotten.returncode == 1
     assert stored[0] in rotten.stderr
+
+
+def test_a_node_on_s3_is_backed_up_into_one_on_files_and_back(
+    make_node: Callable[..., NodeProcess], s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    settings = {
+        "REGIS_NODE_STORAGE_URL": f"s3://{bucket}/one?endpoint={s3_server.endpoint}",
+        "REGIS_NODE_STORAGE_KEYS": str(keys_file(tmp_path)),
+    }
+    node, study = make_node(start=False, **settings), Study()
+    series = ct_series(2, study=study)
+    write_all(series, tmp_path / "in")
+    series[0].StudyDescription = "other content under the same UID"
+    write_all(series[:1], tmp_path / "conflict")
+    node.command("import", str(tmp_path / "in"))
+    node.command("import", str(tmp_path / "conflict"))
+    node.command("backup", str(tmp_path / "one.tar"), "--with-instances")
+    files = make_node(start=False)
+    assert "0 of them are missing" in files.command("restore", str(tmp_path / "one.tar")).stdout
+    assert len(files.files(study.study_instance_uid)) == 3
+    assert files.command("verify", "--once").returncode == 0
+    files.command("backup", str(tmp_path / "two.tar"), "--with-instances")
+    back = make_node(
+        start=False, **settings | {"REGIS_NODE_STORAGE_URL": f"s3://{bucket}/two?endpoint={s3_server.endpoint}"}
+    )
+    assert "0 of them are missing" in back.command("restore", str(tmp_path / "two.tar")).stdout
+    assert len([key for key in s3_server.keys(bucket) if key.startswith("two/") and key.endswith(".dcm")]) == 3
+    assert back.command("verify", "--once").returncode == 0
+    assert "The storage can be written" in back.command("doctor", check=False).stdout
