@@ -2,6 +2,9 @@
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any, Final
 
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
@@ -13,6 +16,7 @@ from gateway.actions import record_refused
 from pacs_node.clinic import audit
 from pacs_node.clinic.models import ApplicationEntity, RefusedAssociation, WorklistEntry
 from pacs_node.config import config
+from standards import charsets, transfer_syntaxes
 from standards.errors import PermanentError
 from worklist.feed import DeviceRules, WorklistItem
 
@@ -75,6 +79,87 @@ def admit(
     RefusedAssociation.objects.filter(calling_ae_title=ae_title).delete()
     audit.record("ae.admitted", actor=actor, entity=ae_title, address=address)
     return entity
+
+
+RIGHTS: Final = ("store", "query", "retrieve", "commit", "worklist")
+_SMALLEST_PDU_BYTES: Final = 4096
+
+
+@dataclass(frozen=True)
+class EntityRules:
+    """What a person says of an application entity; texts as typed, lists parted by commas or spaces."""
+
+    rights: frozenset[str]
+    addresses: str = ""
+    host: str = ""
+    port: int = 0
+    uses_tls: bool = False
+    character_set: str = ""
+    issuer_of_patient_id: str = ""
+    preferred_transfer_syntaxes: str = ""
+    forbidden_transfer_syntaxes: str = ""
+    maximum_pdu_bytes: int = 0
+    quirks: frozenset[str] = frozenset()
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the registry.
+
+        Raises: PermanentError "invalid-address", "invalid-port", "unknown-transfer-syntax", "unknown-character-set",
+            "invalid-pdu-length".
+        """
+        if not 0 <= self.port <= 0xFFFF:
+            raise PermanentError("invalid-port", str(self.port))
+        if self.maximum_pdu_bytes and self.maximum_pdu_bytes < _SMALLEST_PDU_BYTES:
+            raise PermanentError("invalid-pdu-length", str(self.maximum_pdu_bytes))
+        if not charsets.is_known(self.character_set):
+            raise PermanentError("unknown-character-set", self.character_set)
+        return {
+            **{f"may_{right}": right in self.rights for right in RIGHTS},
+            "address": ",".join(_network(place) for place in _words(self.addresses)),
+            "host": self.host.strip(),
+            "port": self.port,
+            "uses_tls": self.uses_tls,
+            "character_set": self.character_set,
+            "issuer_of_patient_id": self.issuer_of_patient_id.strip(),
+            "preferred_transfer_syntaxes": _syntaxes(self.preferred_transfer_syntaxes),
+            "forbidden_transfer_syntaxes": _syntaxes(self.forbidden_transfer_syntaxes),
+            "maximum_pdu_bytes": self.maximum_pdu_bytes,
+            "quirks": sorted(self.quirks & set(ApplicationEntity.Quirk.values)),
+        }
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _network(place: str) -> str:
+    try:
+        ip_network(place, strict=False)
+    except ValueError as error:
+        raise PermanentError("invalid-address", place) from error
+    return place
+
+
+def _syntaxes(text: str) -> str:
+    for uid in _words(text):
+        if not transfer_syntaxes.is_known(uid):
+            raise PermanentError("unknown-transfer-syntax", uid)
+    return ",".join(_words(text))
+
+
+@transaction.atomic
+def set_rules(entity: ApplicationEntity, rules: EntityRules, *, actor: str, address: str = "") -> None:
+    """Change what an application entity may do; what a person said, the centre does not take back.
+
+    Raises: as ``EntityRules.columns``.
+    """
+    columns = rules.columns()
+    changed = {name: value for name, value in columns.items() if getattr(entity, name) != value}
+    for name, value in changed.items():
+        setattr(entity, name, value)
+    entity.origin = ApplicationEntity.Origin.LOCAL
+    entity.save()
+    audit.record("ae.changed", actor=actor, entity=entity.ae_title, address=address, detail=changed)
 
 
 @transaction.atomic

@@ -15,7 +15,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -24,6 +24,8 @@ from pacs_node.clinic.models import ApplicationEntity, AuditEntry, RefusedAssoci
 from pacs_node.clinic.permissions import is_engineer
 from pacs_node.config import config
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING, WRONG_ADDRESS
+from pacs_node.dimse.tls import TLS_REFUSED
+from standards.errors import PermanentError
 
 View = Callable[..., HttpResponse]
 STUDIES_A_PAGE = 50
@@ -151,6 +153,81 @@ def devices(request: HttpRequest) -> HttpResponse:
     return render(request, "clinic/devices.html", {"devices": rows, "engineer": is_engineer(person(request))})
 
 
+QUIRKS = {
+    "uncompressed-only": gettext_lazy("Sends and takes uncompressed images only"),
+    "required-keys-only": gettext_lazy("Is confused by optional keys in answers: send it only what it needs"),
+    "commit-on-same-association": gettext_lazy("Wants the report of storage commitment over its own association"),
+}
+RIGHTS = {
+    "store": gettext_lazy("store"),
+    "query": gettext_lazy("find"),
+    "retrieve": gettext_lazy("retrieve"),
+    "commit": gettext_lazy("storage commitment"),
+    "worklist": gettext_lazy("worklist"),
+}
+
+
+@engineer_required
+@require_http_methods(["GET", "POST"])
+def device(request: HttpRequest, key: int) -> HttpResponse:
+    """What one application entity may do, and how it is spoken to."""
+    entity = get_object_or_404(ApplicationEntity, pk=key)
+    error, status = "", 200
+    if request.method == "POST":
+        try:
+            rules = _rules(request)
+            actions.set_rules(entity, rules, actor=person(request).username, address=client_address(request))
+        except PermanentError as refusal:
+            error, status = _rule_sentence(refusal), 422
+        else:
+            messages.success(request, _("The rules of %(ae)s are kept.") % {"ae": entity.ae_title})
+            return redirect("devices")
+    context = {
+        "device": entity,
+        "rights": [(right, word, getattr(entity, f"may_{right}")) for right, word in RIGHTS.items()],
+        "quirks": [(quirk, sentence, quirk in entity.quirks) for quirk, sentence in QUIRKS.items()],
+        "error": error,
+        "engineer": True,
+    }
+    return render(request, "clinic/device.html", context, status=status)
+
+
+def _rules(request: HttpRequest) -> actions.EntityRules:
+    form = request.POST
+    return actions.EntityRules(
+        rights=frozenset(form.getlist("rights")),
+        addresses=form.get("addresses", "")[:1000],
+        host=form.get("host", "")[:255],
+        port=_whole_number(form.get("port", "")),
+        uses_tls="uses_tls" in form,
+        character_set=form.get("character_set", "").strip()[:64],
+        issuer_of_patient_id=form.get("issuer_of_patient_id", "")[:64],
+        preferred_transfer_syntaxes=form.get("preferred_transfer_syntaxes", "")[:1024],
+        forbidden_transfer_syntaxes=form.get("forbidden_transfer_syntaxes", "")[:1024],
+        maximum_pdu_bytes=_whole_number(form.get("maximum_pdu_bytes", "")),
+        quirks=frozenset(form.getlist("quirks")),
+    )
+
+
+def _whole_number(text: str) -> int:
+    text = text.strip() or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise PermanentError("invalid-number", text)
+    return int(text)
+
+
+def _rule_sentence(refusal: PermanentError) -> str:
+    sentences = {
+        "invalid-address": _("%(value)s is neither an address nor a network such as 192.168.1.0/24."),
+        "invalid-port": _("%(value)s is no port."),
+        "invalid-number": _("%(value)s is no whole number."),
+        "invalid-pdu-length": _("A longest PDU is 0 (no limit of its own) or at least 4096 bytes, not %(value)s."),
+        "unknown-transfer-syntax": _("%(value)s is no transfer syntax that images have."),
+        "unknown-character-set": _("%(value)s is no character set of DICOM, such as ISO_IR 192 or ISO_IR 144."),
+    }
+    return sentences.get(refusal.code, "%(value)s") % {"value": refusal.detail[:80]}
+
+
 @login_required
 @require_GET
 def refused(request: HttpRequest) -> HttpResponse:
@@ -159,6 +236,7 @@ def refused(request: HttpRequest) -> HttpResponse:
         UNKNOWN_CALLING: _("This node does not know the calling AE title."),
         WRONG_ADDRESS: _("The AE title is known, but it may not call from this address."),
         UNKNOWN_CALLED: _("The device calls this node by a wrong AE title: change it at the device."),
+        TLS_REFUSED: _("It could not agree with this node on TLS: its certificate is missing or of another authority."),
     }
     rows = [
         {

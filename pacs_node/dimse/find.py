@@ -22,6 +22,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
+from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.clinic.queries import ClinicSchedule
 from pacs_node.dimse.admission import Peer, peer_of
 from pacs_node.dimse.channel import Channel, borrowed
@@ -43,6 +44,13 @@ STUDY_FINDS: Final = frozenset(
 )
 PENDING_WITH_WARNING: Final = 0xFF01
 _NOT_KEYS: Final = frozenset({"00080005", "00080052", "00080054", "00080056"})
+_REQUIRED_KEYS: Final = frozenset(
+    {
+        0x00080020, 0x00080030, 0x00080050, 0x00100010, 0x00100020, 0x00200010, 0x0020000D,
+        0x00080060, 0x00200011, 0x0020000E, 0x00200013, 0x00080018,
+    }
+)  # fmt: skip
+"""Required and unique keys of all levels. Source: PS3.4 C.6.1.1, C.6.2.1"""
 _BATCH: Final = 100
 _PATIENT_BATCH_STUDIES: Final = 500
 
@@ -155,6 +163,8 @@ class _Find:
         level = level_of(query, self.sop_class)
         agreed = _negotiated.get(self.association, {}).get(self.sop_class, Negotiated())
         asked = search(level, tree_of(query), fuzzy=agreed.fuzzy, combined=agreed.combined, empty=agreed.empty)
+        if ApplicationEntity.Quirk.REQUIRED_KEYS_ONLY in peer.quirks:
+            _drop_optional_keys(query)
         writer = Answers(query, asked, _answer_character_set(query, peer), self.transfer_syntax)
         status = PENDING_WITH_WARNING if asked.ignored else PENDING
         head = upper_layer.message(self.context_id, self._response(status, upper_layer.DATASET_FOLLOWS), self._pdu)
@@ -185,6 +195,13 @@ class _Find:
     def _final(self, status: int, comment: str = "") -> None:
         response = self._response(status, upper_layer.NO_DATASET)
         self.channel.send(self.context_id, {**response, "ErrorComment": comment_text(comment) or None})
+
+
+def _drop_optional_keys(query: Dataset) -> None:
+    """For a device that is confused by them; they have been matched on already."""
+    for tag in list(query.keys()):
+        if int(tag) not in _REQUIRED_KEYS:
+            del query[tag]
 
 
 def _entities(asked: Search, writer: Answers) -> Iterator[bytes]:

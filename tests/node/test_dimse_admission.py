@@ -1,5 +1,6 @@
 """Who may open an association, for what, and in which transfer syntaxes: by real clients and on the wire."""
 
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,6 +21,7 @@ from pynetdicom.sop_class import (
     CTImageStorage,
     ModalityWorklistInformationFind,
     PatientRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     Verification,
 )
@@ -223,3 +225,34 @@ def test_a_right_that_is_withheld_refuses_storing_and_retrieving(
     model = StudyRootQueryRetrieveInformationModelGet
     assert [status.Status for status, _ in association.send_c_get(query, model)] == [0x0124]
     assert node_process.held(dataset.StudyInstanceUID) == []
+
+
+def test_a_device_that_is_confused_by_optional_keys_is_answered_without_them(
+    node_process: NodeProcess, associate: Associate
+) -> None:
+    node_process.admit("SIMPLE", quirks=["required-keys-only"])
+    dataset = ct_series(1)[0]
+    model = StudyRootQueryRetrieveInformationModelFind
+    association = associate(
+        build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(model), calling="SIMPLE"
+    )
+    assert association.send_c_store(dataset).Status == 0
+    query = Dataset()
+    query.QueryRetrieveLevel = "STUDY"
+    query.StudyInstanceUID = dataset.StudyInstanceUID
+    query.PatientID = query.StudyDescription = query.NumberOfStudyRelatedInstances = ""
+    answers = [answer for status, answer in association.send_c_find(query, model) if status.Status == 0xFF00]
+    assert [answer.PatientID for answer in answers] == [dataset.PatientID]
+    assert "StudyDescription" not in answers[0]
+    assert "NumberOfStudyRelatedInstances" not in answers[0]
+
+
+@pytest.mark.parametrize("taken", ["REGIS_NODE_HTTP_PORT", "REGIS_NODE_DICOM_PORT"])
+def test_a_node_whose_port_is_taken_says_so_and_ends(make_node: Callable[..., NodeProcess], taken: str) -> None:
+    node = make_node(start=False)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        node.settings[taken] = str(other.getsockname()[1])
+        done = node.command("run", "pacs", check=False)
+    assert done.returncode != 0
+    assert "Cannot listen" in done.stderr
+    assert node.settings[taken] in done.stderr
