@@ -37,6 +37,9 @@ class Recompression(models.Model):
     former_path = models.CharField(max_length=255, blank=True)
     at = models.DateTimeField()
 
+    class Meta:
+        indexes = [models.Index(fields=["at"], name="originals_to_remove", condition=~models.Q(former_path=""))]
+
 
 class StudyRetention(models.Model):
     """What a person or a recall said of a study: pinned, or here again since ``recalled_at``."""

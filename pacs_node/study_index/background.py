@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 _LOOK_SECONDS: Final = 10.0
 _BY_AGE_SECONDS: Final = 3600.0
 _WORK_SECONDS: Final = 5.0
+_NOTHING_TO_DO_SECONDS: Final = 300.0
+"""To look for what is not there means to look at all that is."""
 _IN_VAIN_SECONDS: Final = 300.0
 
 
@@ -25,11 +27,13 @@ class Tiering:
     def __init__(self) -> None:
         self._next_by_age = 0.0
         self._next_for_space = 0.0
+        self._next_copies = 0.0
 
     def run(self) -> None:
         """One look."""
-        tiering.copy_to_institution()
         now, store = time.monotonic(), storage()
+        if now >= self._next_copies and not tiering.copy_to_institution():
+            self._next_copies = now + _NOTHING_TO_DO_SECONDS
         wanted = store.watermarks.wanted(store.total_bytes(), store.free_bytes())
         for_age = bool(config().tier_after_days) and now >= self._next_by_age
         if not for_age and not (wanted and now >= self._next_for_space):
@@ -47,11 +51,14 @@ class Tiering:
 class Recompressing:
     """Brings old native images into the encoding that the configuration names, for some seconds at a time."""
 
+    def __init__(self) -> None:
+        self._next = 0.0
+
     def run(self) -> None:
         """Some of them."""
         recompressing.remove_originals()
         encoding, ends = config().recompress, time.monotonic() + _WORK_SECONDS
-        while encoding and time.monotonic() < ends:
+        while encoding and self._next <= time.monotonic() < ends:
             chosen = recompressing.waiting(encoding, 20)
             for instance in chosen:
                 outcome = recompressing.recompress_one(instance, encoding)
@@ -59,7 +66,7 @@ class Recompressing:
                 if time.monotonic() >= ends:
                     break
             if not chosen:
-                break
+                self._next = time.monotonic() + _NOTHING_TO_DO_SECONDS
 
 
 def register() -> None:

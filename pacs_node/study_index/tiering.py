@@ -59,17 +59,20 @@ class Verdict:
         return (timezone.now() - self.since).days
 
 
-def plan(*, wanted: int = 0, now: datetime | None = None) -> Iterator[Verdict]:
+def plan(*, wanted: int = 0, now: datetime | None = None, until_done: bool = False) -> Iterator[Verdict]:
     """A verdict on every study that has files here, those that came longest ago first.
 
     ``wanted`` bytes are to be freed: so many studies go beyond those that go for their age. Nothing is changed.
+    ``until_done``: stop where only studies follow that stay.
     """
     now = now or timezone.now()
     days, freed = config().tier_after_days, 0
     local = Instance.objects.filter(HERE, series__study=OuterRef("pk"))
-    studies = Study.objects.filter(Exists(local)).order_by("created_at", "pk").values_list("study_instance_uid")
+    studies = Study.objects.filter(Exists(local)).order_by("created_at", "pk")
     seen: set[str] = set()
-    for (uid,) in studies.iterator(500):
+    for uid, came in studies.values_list("study_instance_uid", "created_at").iterator(500):
+        if until_done and freed >= wanted and not (days and now - came >= timedelta(days=days)):
+            return
         if uid in seen:
             continue
         seen.add(uid)
@@ -275,7 +278,7 @@ def pin(study_instance_uid: str, *, pinned: bool, reason: str = "") -> None:
 def run(*, wanted: int) -> tuple[int, int]:
     """Carry the plan out; (studies that left, bytes freed). One study that fails never stops the rest."""
     studies = freed = 0
-    for verdict in plan(wanted=wanted):
+    for verdict in plan(wanted=wanted, until_done=True):
         if not verdict.goes:
             continue
         try:
