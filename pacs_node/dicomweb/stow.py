@@ -151,15 +151,18 @@ def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
     kind = request.headers.get("Content-Type", "")
     media = parse(kind)
     inner = media[0].inner if media else ""
-    if inner not in (DICOM, *METADATA_TYPES) or (media[0].type != MULTIPART_RELATED and inner != DICOM):
+    if inner not in (DICOM, *METADATA_TYPES):
         wanted = ", ".join((DICOM, *METADATA_TYPES))
-        raise PermanentError("unsupported-media-type", f"Send {DICOM}, or multipart/related of {wanted}.")
+        raise PermanentError("unsupported-media-type", f"Send one of {wanted}, or multipart/related of them.")
     transaction = _Transaction(request, reach, study, _Answer(service_root(request)))
     answer = transaction.answer
     broken: RegisError | None = None
     try:
         if media[0].type == DICOM:
-            transaction.take(_Single(_Body(request)))
+            transaction.take(_Single(_Body(request), kind))
+            broken = transaction.unreadable
+        elif media[0].type != MULTIPART_RELATED:
+            transaction.take_described([_Single(_Body(request), kind)], inner)
         elif inner == DICOM:
             for part in parse_related(_Body(request), kind):
                 if _type_of(part) != DICOM:
@@ -203,8 +206,10 @@ def _response(request: HttpRequest, answer: _Answer, study: str) -> HttpResponse
 class _Single:
     """A body that is one instance, as if it were a part."""
 
-    def __init__(self, body: _Body) -> None:
+    def __init__(self, body: _Body, content_type: str) -> None:
         self._body = body
+        self.content_type = content_type
+        self.headers: dict[str, str] = {}
 
     def read(self, size: int = _CHUNK) -> bytes:
         """Up to ``size`` bytes, b"" at the end."""
@@ -215,7 +220,7 @@ def _type_of(part: Part) -> str:
     return (parse(part.content_type) or parse(DICOM))[0].type
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Transaction:
     """Who stores what into which study, and how it went so far."""
 
@@ -223,6 +228,8 @@ class _Transaction:
     reach: Reach
     study: str
     answer: _Answer
+    unreadable: PermanentError | None = None
+    """Why the last item without a readable header has none."""
 
     def take(self, part: Part | _Single) -> None:
         """Store one part. Raises: PermanentError when the message itself ends too early."""
@@ -234,7 +241,7 @@ class _Transaction:
             self.answer.full = True
             self.answer.fail(OUT_OF_RESOURCES, None)
 
-    def take_described(self, parts: Iterable[Part], media_type: str) -> None:
+    def take_described(self, parts: Iterable[Part | _Single], media_type: str) -> None:
         """Store instances that come as metadata and bulk data. Raises: PermanentError when the message is broken."""
         with MetadataMessage(media_type) as message:
             for part in parts:
@@ -269,5 +276,7 @@ class _Transaction:
             self.answer.fail(NOT_AUTHORISED, header)
         except RegisError as error:
             log.warning("stow.item_refused", code=error.code)
+            if header is None and isinstance(error, PermanentError):
+                self.unreadable = error
             self.answer.full = self.answer.full or error.code == "storage-full"
             self.answer.fail(status_of(error), header)

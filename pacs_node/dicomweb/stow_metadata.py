@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
@@ -25,7 +25,6 @@ from standards.dicom_xml import MEDIA_TYPE as XML
 from standards.dicom_xml import from_xml
 from standards.errors import PermanentError
 from standards.media_types import DICOM_JSON, OCTET_STREAM, parse
-from standards.multipart import Part
 from standards.part10 import write_file_meta
 
 MEDIA_TYPES: Final = (DICOM_JSON, XML)
@@ -42,6 +41,17 @@ _SYNTAXES: Final = {
     "image/dicom-rle": transfer_syntaxes.RLE_LOSSLESS,
     "video/mp4": "1.2.840.10008.1.2.4.102",
 }
+
+
+class _Incoming(Protocol):
+    """A part, or a body that is one by itself."""
+
+    headers: dict[str, str]
+
+    @property
+    def content_type(self) -> str: ...
+
+    def read(self, size: int = ...) -> bytes: ...
 
 
 @dataclass
@@ -69,7 +79,7 @@ class MetadataMessage:
     def __exit__(self, *_error: object) -> None:
         self._files.close()
 
-    def take(self, part: Part) -> None:
+    def take(self, part: _Incoming) -> None:
         """Read one part.
 
         Raises: PermanentError "invalid-dicom-json", "invalid-dicom-xml", "payload-too-large", "truncated".
@@ -91,7 +101,7 @@ class MetadataMessage:
         bulk.files.append(file)
         bulk.lengths.append(length)
 
-    def _read_document(self, part: Part) -> bytes:
+    def _read_document(self, part: _Incoming) -> bytes:
         document = bytearray()
         while piece := part.read():
             document += piece

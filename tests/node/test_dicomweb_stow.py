@@ -124,7 +124,6 @@ def test_a_full_disk_is_said_so(post: Any, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
-        (b"{}", "application/dicom+json", 415),
         (b"{}", "text/plain", 415),
         (b"x", 'multipart/related; type="application/dicom"', 400),
         (b"no boundary here", KIND, 400),

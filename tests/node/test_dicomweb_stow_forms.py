@@ -62,7 +62,9 @@ def test_one_file_by_itself_is_stored(post: Any) -> None:
     assert response.status_code == 200
     assert response.json()["00081199"]["Value"][0]["00081155"]["Value"] == [sop]
     assert dcmread(io.BytesIO(content)).PixelData == stored(sop).PixelData
-    assert post(b"rubbish", "application/dicom").status_code == 409
+    for rubbish in (b"rubbish", content[:200]):
+        answer = post(rubbish, "application/dicom")
+        assert (answer.status_code, answer["Content-Type"]) == (400, "application/problem+json")
 
 
 def test_the_answer_comes_in_xml_to_who_wants_it(post: Any) -> None:
@@ -88,6 +90,14 @@ def test_metadata_and_bulk_data_become_an_instance(post: Any, kind: str) -> None
     assert (str(back.PatientName), back.PixelData) == (str(dataset.PatientName), dataset.PixelData)
     assert [float(part) for part in back.ImagePositionPatient] == [float(p) for p in dataset.ImagePositionPatient]
     assert back.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+
+
+def test_metadata_alone_are_an_instance_without_bulk_data(post: Any) -> None:
+    dataset = ct_instance()
+    model = to_json(dataset)
+    del model["7FE00010"]
+    assert post(json.dumps(model).encode(), "application/dicom+json").status_code == 200
+    assert "PixelData" not in stored(dataset.SOPInstanceUID)
 
 
 def test_compressed_bulk_data_stay_compressed(post: Any) -> None:
