@@ -6,19 +6,24 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from django.test import Client
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 from pydicom.uid import ImplicitVRLittleEndian
 
+from pacs_node.study_index.recompressing import recompress_one
 from standards.digests import digests
 from standards.errors import PermanentError
 from standards.lossless import ENCODINGS
 from standards.recompression import chunks, received, recompress
+from standards.uids import new_uid
 from tests.factories.dicom import Study, ct_series, encapsulated_pdf, part10, secondary_capture, write_all
 from tests.node.conftest import NodeProcess, need
+from tests.node.dicomweb_node import ct_slice, join, take_in
 
 JPEG_LS = ENCODINGS["jpeg-ls"]
 
@@ -271,3 +276,31 @@ def test_a_rotten_recompressed_file_is_healed_by_the_received_one(
     assert "healed from institution" in node.command("verify", "--once").stdout
     assert not victim.exists()
     assert json.loads(node.python(RECEIVED).splitlines()[-1]) == json.loads(received_before)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_dicomweb_serves_what_is_stored_and_shows_the_same_picture(client: Client, encoding: str) -> None:
+    centre, study, series = join(), new_uid(), new_uid()
+    pixels = (np.arange(2 * 64 * 64, dtype="<u2") % 64 * 3).tobytes()
+    instance = take_in(ct_slice(study, series, frames=2, Rows=64, Columns=64, PixelData=pixels)).instance
+    at = f"/dicom-web/studies/{study}/series/{series}/instances/{instance.sop_instance_uid}"
+    headers = centre.bearer(study)
+
+    def get(path: str, accept: str) -> Any:
+        answer = client.get(at + path, headers={**headers, "Accept": accept})
+        assert answer.status_code == 200, answer.content
+        return answer
+
+    native = "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+    frame = get("/frames/2", native).getvalue()
+    picture = get("/rendered", "image/png").content
+    get("/metadata", "application/dicom+json").getvalue()  # is remembered, and must be forgotten
+    outcome = recompress_one(instance, encoding)
+    assert outcome.left_alone == ""
+    metadata = get("/metadata", "application/dicom+json").json()
+    assert metadata[0]["00083002"]["Value"] == [ENCODINGS[encoding]]
+    as_stored = get("/frames/2", 'multipart/related; type="application/octet-stream"; transfer-syntax=*')
+    assert len(as_stored.getvalue()) < 64 * 64
+    assert get("/frames/2", native).getvalue() == frame
+    assert get("/rendered", "image/png").content == picture
