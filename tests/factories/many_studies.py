@@ -93,7 +93,9 @@ def _numbered(count: int, generator: random.Random, tables: tuple[_Table, _Table
                 "patient_name_sort": sort_key(patient.name),
             }
             known.append((patient, names))
-        day = LAST_DAY - timedelta(days=generator.randrange(DAYS))
+        # Studies come in as they are made; one in twenty is brought in from elsewhere, years later.
+        age = DAYS - number * DAYS // count if generator.random() < 0.95 else generator.randrange(DAYS)
+        day = LAST_DAY - timedelta(days=age)
         if day.weekday() > 4 and generator.random() < 0.7:
             day -= timedelta(days=2)
         time = f"{generator.randrange(8, 21):02}{generator.randrange(60):02}{generator.randrange(60):02}"
