@@ -47,6 +47,9 @@ def transcoded(file: BinaryIO, target: str, *, folder: Path) -> Iterator[tuple[B
     """
     file.seek(0)
     header = read_header(file, required=("SOPClassUID", "SOPInstanceUID"))
+    is_compressed = transfer_syntaxes.is_encapsulated(header.transfer_syntax)
+    if is_compressed and header.pixel_offset is not None and not header.encapsulated:
+        raise PermanentError("cannot-transcode", f"its pixels are not encapsulated, as {header.transfer_syntax} asks")
     explicit = as_explicit(file, header)
     done = f"{'decoded' if header.encapsulated else 'rewritten'} from {header.transfer_syntax} to {target}"
     if header.encapsulated and transfer_syntaxes.is_lossy(header.transfer_syntax):
