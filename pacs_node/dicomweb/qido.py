@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any, Final
 
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.http.response import HttpResponseBase
+from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
 from pacs_node.config import config
@@ -37,7 +35,7 @@ def root_for(asked: str) -> str:
     return f"{asked if asked in known else known[0]}/dicom-web"
 
 
-def _search(request: HttpRequest, reach: Reach, level: Level, **within: str) -> HttpResponseBase:
+def _search(request: HttpRequest, reach: Reach, level: Level, **within: str) -> HttpResponse:
     accept = request.headers.get("Accept", "")
     offer = _JSON_OFFER if accept in ("", "*/*", JSON) else negotiate(accept, _OFFERS)
     if offer is None:
@@ -70,37 +68,33 @@ def _json(request: HttpRequest, body: bytes, media_type: str) -> HttpResponse:
     return response
 
 
-def _xml(body: bytes) -> HttpResponseBase:
+def _xml(body: bytes) -> HttpResponse:
     found: list[dict[str, Any]] = json.loads(body)
     if not found:
         return HttpResponse(status=204)
     boundary = new_boundary()
-
-    def parts() -> Iterator[OutgoingPart]:
-        for one in found:
-            yield OutgoingPart({"Content-Type": XML}, [to_xml(one)])
-
-    response = StreamingHttpResponse(encode_related(parts(), boundary), content_type=content_type(_OFFERS[2], boundary))
+    parts = (OutgoingPart({"Content-Type": XML}, to_xml(one)) for one in found)
+    response = HttpResponse(encode_related(parts, boundary), content_type=content_type(_OFFERS[2], boundary))
     response["Cache-Control"] = "private, no-cache"
     return response
 
 
 @require_GET
 @guarded("read")
-def studies(request: HttpRequest, reach: Reach) -> HttpResponseBase:
+def studies(request: HttpRequest, reach: Reach) -> HttpResponse:
     """``/studies``"""
     return _search(request, reach, "STUDY")
 
 
 @require_GET
 @guarded("read")
-def series(request: HttpRequest, reach: Reach, **within: str) -> HttpResponseBase:
+def series(request: HttpRequest, reach: Reach, **within: str) -> HttpResponse:
     """``/series`` and ``/studies/{study}/series``"""
     return _search(request, reach, "SERIES", **within)
 
 
 @require_GET
 @guarded("read")
-def instances(request: HttpRequest, reach: Reach, **within: str) -> HttpResponseBase:
+def instances(request: HttpRequest, reach: Reach, **within: str) -> HttpResponse:
     """``/instances``, ``/studies/{study}/instances`` and ``/studies/{study}/series/{series}/instances``"""
     return _search(request, reach, "IMAGE", **within)
