@@ -1,5 +1,6 @@
 """The way back: an instance that a peer receipted is fetched from it again, byte for byte as it was delivered."""
 
+import threading
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -55,8 +56,7 @@ def fetch(instance_key: int, sop_instance_uid: str, dataset_sha256: str, target:
         try:
             peer = peer_named(state, destination)
             query = urlencode({"to": peer.name, "dataset": dataset_sha256})
-            with client.connect(peer.url, registry.node().network_timeout_seconds) as connection:
-                _download(connection, state, f"/gateway/v1/instances/{sop_instance_uid}?{query}", target)
+            _download(state, peer.url, f"/gateway/v1/instances/{sop_instance_uid}?{query}", target)
         except RegisError as error:
             log.warning("fetch-failed", destination=destination, sop_instance_uid=sop_instance_uid, error=str(error))
             failure = error
@@ -67,10 +67,24 @@ def fetch(instance_key: int, sop_instance_uid: str, dataset_sha256: str, target:
     raise TransientError("recall-failed", f"{', '.join(destinations)}: {failure}")
 
 
-def _download(connection: httpx.Client, state: JoinState, path: str, target: BinaryIO) -> None:
+_connections: dict[str, httpx.Client] = {}
+_connections_lock = threading.Lock()
+
+
+def _connection(url: str) -> tuple[httpx.Client, bool]:
+    """A kept-alive client for ``url``, and whether it is new: a study comes back by hundreds of files."""
+    with _connections_lock:
+        if url in _connections:
+            return _connections[url], False
+        _connections[url] = client.connect(url, registry.node().network_timeout_seconds)
+        return _connections[url], True
+
+
+def _download(state: JoinState, url: str, path: str, target: BinaryIO) -> None:
     """Raises: TransientError and PermanentError as ``client.ask`` does."""
     key = node_key(registry.node().data_dir)
     headers = http_signatures.sign("GET", path, _NOTHING, key, state.name, int(time.time()))
+    connection, is_new = _connection(url)
     try:
         with connection.stream("GET", path, headers=headers) as response:
             if not response.is_success:
@@ -79,7 +93,12 @@ def _download(connection: httpx.Client, state: JoinState, path: str, target: Bin
             for chunk in response.iter_bytes(_CHUNK):
                 target.write(chunk)
     except httpx.TransportError as error:
-        raise TransientError("unreachable", f"{connection.base_url}: {str(error) or type(error).__name__}") from error
+        if not is_new and not target.tell():  # the peer was started anew since the last fetch
+            with _connections_lock:
+                if _connections.get(url) is connection:
+                    del _connections[url]
+            return _download(state, url, path, target)
+        raise TransientError("unreachable", f"{url}: {str(error) or type(error).__name__}") from error
 
 
 def delivered_by(sender: str, sop_instance_uid: str, dataset_sha256: str) -> bool:

@@ -25,6 +25,7 @@ from pacs_node.clinic.permissions import is_engineer
 from pacs_node.config import config
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING, WRONG_ADDRESS
 from pacs_node.dimse.tls import TLS_REFUSED
+from pacs_node.storage.models import Finding
 from standards.errors import PermanentError
 
 View = Callable[..., HttpResponse]
@@ -310,6 +311,8 @@ def metrics(_request: HttpRequest) -> HttpResponse:
         f"regis_node_storage_free_bytes {now.disk_free}",
         "# TYPE regis_node_storage_size_bytes gauge",
         f"regis_node_storage_size_bytes {now.disk_total}",
+        "# TYPE regis_node_storage_findings gauge",
+        f"regis_node_storage_findings {Finding.objects.filter(resolved_at=None).count()}",
         "# TYPE regis_node_deliveries gauge",
     ]
     for row in now.deliveries:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,17 @@ def test_a_young_unknown_file_is_left_to_the_process_that_brings_it(filled: tupl
     os.utime(stray, (0, 0))
     node.command("verify", "--once")
     assert not stray.exists()
+
+
+def test_a_walk_keeps_to_its_pace(filled: tuple[NodeProcess, Study]) -> None:
+    node, study = filled
+    size = sum(path.stat().st_size for path in node.files(study.study_instance_uid))
+    began = time.monotonic()
+    verify(node)
+    quick = time.monotonic() - began
+    began = time.monotonic()
+    verify(node, "--pace", str(size / 1e6 / 3))
+    assert time.monotonic() - began > max(2.0, quick)
 
 
 def test_a_round_goes_on_where_it_was_after_a_restart(filled: tuple[NodeProcess, Study]) -> None:
