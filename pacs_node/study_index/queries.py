@@ -21,7 +21,7 @@ from pacs_node.study_index.keys import BY_TAG, Level
 from pacs_node.study_index.models import Instance, Series, Study
 from pacs_node.study_index.searches import Search
 from standards.json_matching import matches
-from standards.matching import NameMatch, UidList, Universal
+from standards.matching import NameMatch, SingleValue, UidList, Universal
 
 HELD: Final = Q(released_at__isnull=True, is_variant=False)
 FEW: Final = 5000
@@ -56,6 +56,7 @@ _ORDER_INSIDE: Final[dict[Level, tuple[str, ...]]] = {
 }
 """The order of what a few studies hold."""
 _UNIQUE: Final = frozenset({"study_instance_uid", "series_instance_uid", "sop_instance_uid"})
+_NEARLY_UNIQUE: Final = frozenset({"patient_id", "accession_number"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,12 @@ def _all_rows(asked: Search, read: "_Reader") -> Iterator[Row]:
 
 
 def _is_inside(asked: Search) -> bool:
-    """Whether a unique key leads to so little that it needs no plan."""
-    return any(attribute.column in _UNIQUE and isinstance(one, UidList) for attribute, one in asked.conditions)
+    """Whether a key leads to so little, always, that it needs no plan: a UID, a whole id, a whole number."""
+    return any(
+        isinstance(matcher, UidList if attribute.column in _UNIQUE else SingleValue)
+        for attribute, matcher in asked.conditions
+        if attribute.column in _UNIQUE or attribute.column in _NEARLY_UNIQUE
+    )
 
 
 def columns(level: Level, wanted: Iterable[str]) -> tuple[str, ...]:
