@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
@@ -19,7 +20,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from pacs_node.config import config
 from pacs_node.dicomweb.permissions import Reach, study_filter
 from pacs_node.dicomweb.queries import held
-from pacs_node.dicomweb.segments import open_source
+from pacs_node.dicomweb.segments import open_source, plain_file
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
 from standards import transfer_syntaxes
@@ -60,12 +61,33 @@ def existing(reach: Reach, study: str, series: str = "", instance: str = "") -> 
     return found
 
 
-def present(found: list[Instance]) -> list[Instance]:
-    """Those whose file is on the storage or can be fetched back: one lost file never stops the rest of its study.
+@dataclass(frozen=True)
+class StoredFile:
+    """What retrieving needs of an instance; ``place`` is its path below the service root."""
 
-    Raises: PermanentError("instance-gone") when none is left, TransientError("recall-failed").
+    pk: int
+    path: str
+    size: int
+    transfer_syntax_uid: str
+    dataset_sha256: str
+    place: str
+
+
+def files_of(reach: Reach, at: dict[str, str]) -> list[StoredFile]:
+    """:func:`instances_of` whose files are here or can be fetched back: one lost file never stops the rest.
+
+    Raises: PermanentError "not-found", "instance-gone" when none is left; TransientError("recall-failed").
     """
-    there = [instance for instance in found if storage().exists(instance.path) or _fetched(instance)]
+    columns = ("pk", "path", "size", "transfer_syntax_uid", "dataset_sha256")
+    uids = ("series__study__study_instance_uid", "series__series_instance_uid", "sop_instance_uid")
+    rows = instances_of(reach, **at).values_list(*columns, *uids)
+    found = [
+        StoredFile(pk, path, size, syntax, digest, f"/studies/{study}/series/{series}/instances/{sop}")
+        for pk, path, size, syntax, digest, study, series, sop in rows
+    ]
+    if not found:
+        raise PermanentError("not-found", "This node holds nothing by that address.")
+    there = [file for file in found if plain_file(file.path) or _fetched(file)]
     if len(there) < len(found):
         log.error("dicomweb.files_missing", missing=len(found) - len(there), of=len(found))
     if not there:
@@ -73,9 +95,9 @@ def present(found: list[Instance]) -> list[Instance]:
     return there
 
 
-def _fetched(instance: Instance) -> bool:
+def _fetched(file: StoredFile) -> bool:
     try:
-        storage().local_path(instance.path)
+        storage().local_path(file.path)
     except PermanentError:
         return False
     return True
@@ -87,7 +109,7 @@ def _header(path: str, _digest: str) -> Header:
         return read_header(file)
 
 
-def header_of(instance: Instance) -> Header:
+def header_of(instance: Instance | StoredFile) -> Header:
     """The header of an instance; a few are remembered, as the frames of one object are asked for one by one."""
     return _header(instance.path, instance.dataset_sha256)
 
@@ -206,7 +228,7 @@ def cached(response: Answer, etag: str, cache: str) -> Answer:
     return response
 
 
-def etag_of(instances: Iterable[Instance], *what: object) -> str:
+def etag_of(instances: Iterable[Instance | StoredFile], *what: object) -> str:
     """The ETag of what is made of these instances: it changes with any content and with how it is given."""
     digest = hashlib.sha256(repr(what).encode())
     for instance in instances:

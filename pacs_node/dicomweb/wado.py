@@ -13,15 +13,16 @@ from pacs_node.dicomweb.qido import service_root
 from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     REVALIDATE,
+    StoredFile,
     cached,
     etag_of,
     existing,
+    files_of,
     header_of,
     not_modified,
     path_of,
     plain_of,
     plain_source,
-    present,
     table_of,
 )
 from pacs_node.dicomweb.segments import FileRange, Segment, Segments, SegmentsResponse, ranged
@@ -50,7 +51,7 @@ def transcodable(transfer_syntax: str) -> bool:
     return can_be_explicit(transfer_syntax) and can_decode(transfer_syntax)
 
 
-def explicit_chunks(instance: Instance) -> Transcoded:
+def explicit_chunks(instance: StoredFile) -> Transcoded:
     """The instance in Explicit VR Little Endian. Raises: PermanentError, see ``transcoding.as_explicit``."""
     header = header_of(instance)
     file = storage().open(instance.path)
@@ -71,7 +72,7 @@ def explicit_chunks(instance: Instance) -> Transcoded:
 @guarded("read")
 def instances(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """A study, series or instance as Part 10 files, streamed: as stored, or in Explicit VR Little Endian."""
-    found = present(existing(reach, **at))
+    found = files_of(reach, at)
     syntaxes = {instance.transfer_syntax_uid for instance in found}
     single = len(found) == 1 and "instance" in at
     choice = instance_choice(_accept(request), syntaxes, single=single, transcodable=transcodable)
@@ -95,7 +96,7 @@ def _accept(request: HttpRequest) -> str | None:
     return request.GET.get("accept") or request.headers.get("Accept")
 
 
-def single_instance(request: HttpRequest, instance: Instance, choice: InstanceChoice, etag: str) -> HttpResponseBase:
+def single_instance(request: HttpRequest, instance: StoredFile, choice: InstanceChoice, etag: str) -> HttpResponseBase:
     """A Part 10 file by itself, with ranges where it is as stored. Raises: PermanentError when it cannot be decoded."""
     wanted = choice.syntaxes[instance.transfer_syntax_uid]
     if wanted != instance.transfer_syntax_uid:
@@ -112,7 +113,7 @@ def single_instance(request: HttpRequest, instance: Instance, choice: InstanceCh
     return ranged(request, Segments([FileRange(instance.path, 0, instance.size)]), kind, etag)
 
 
-def _multipart(request: HttpRequest, given: list[Instance], choice: InstanceChoice, status: int) -> HttpResponseBase:
+def _multipart(request: HttpRequest, given: list[StoredFile], choice: InstanceChoice, status: int) -> HttpResponseBase:
     root, boundary = service_root(request), new_boundary()
     sent = {choice.syntaxes[instance.transfer_syntax_uid] for instance in given}
     kind = content_type(Offer(DICOM, next(iter(sent)) if len(sent) == 1 else "", multipart=True), boundary)
@@ -127,14 +128,14 @@ def _multipart(request: HttpRequest, given: list[Instance], choice: InstanceChoi
     return StreamingHttpResponse(body, content_type=kind, status=status)
 
 
-def _part_headers(root: str, instance: Instance, transfer_syntax: str) -> dict[str, str]:
+def _part_headers(root: str, instance: StoredFile, transfer_syntax: str) -> dict[str, str]:
     return {
         "Content-Type": f"{DICOM}; transfer-syntax={transfer_syntax}",
-        "Content-Location": root + path_of(instance),
+        "Content-Location": root + instance.place,
     }
 
 
-def _parts(root: str, given: list[Instance], choice: InstanceChoice) -> Iterator[OutgoingPart]:
+def _parts(root: str, given: list[StoredFile], choice: InstanceChoice) -> Iterator[OutgoingPart]:
     for instance in given:
         wanted = choice.syntaxes[instance.transfer_syntax_uid]
         if wanted != instance.transfer_syntax_uid:

@@ -9,7 +9,16 @@ from django.views.decorators.http import require_GET
 
 from pacs_node.dicomweb.permissions import Reach, guarded
 from pacs_node.dicomweb.rendered import document, picture
-from pacs_node.dicomweb.retrieval import IMMUTABLE, cached, etag_of, existing, header_of, not_modified, present
+from pacs_node.dicomweb.retrieval import (
+    IMMUTABLE,
+    StoredFile,
+    cached,
+    etag_of,
+    existing,
+    files_of,
+    header_of,
+    not_modified,
+)
 from pacs_node.dicomweb.wado import single_instance, transcodable
 from pacs_node.study_index.models import Instance
 from standards.errors import PermanentError
@@ -48,11 +57,12 @@ def _retrieve(request: HttpRequest, reach: Reach, study: str) -> HttpResponseBas
     for name in _UNSUPPORTED:
         if request.GET.get(name):
             raise _invalid(f"{name} is not supported here.")
-    instance = present(existing(reach, uids["studyUID"], uids["seriesUID"], uids["objectUID"]))[0]
+    at = {"study": uids["studyUID"], "series": uids["seriesUID"], "instance": uids["objectUID"]}
+    instance, file = existing(reach, **at)[0], files_of(reach, at)[0]
     asked = [media.type for media in parse(request.GET.get("contentType", ""))] or [_default(request, instance)]
     for kind in asked:
         if kind in (DICOM, "application/*", "*/*"):
-            return _as_file(request, instance)
+            return _as_file(request, file)
         if instance.rows is not None and kind in (*MEDIA_TYPES, "image/*"):
             return _as_picture(request, instance, MEDIA_TYPES[0] if kind == "image/*" else kind)
         made = document(request, instance, kind)
@@ -68,7 +78,7 @@ def _default(request: HttpRequest, instance: Instance) -> str:
     return MEDIA_TYPES[0] if is_picture else DICOM
 
 
-def _as_file(request: HttpRequest, instance: Instance) -> HttpResponseBase:
+def _as_file(request: HttpRequest, instance: StoredFile) -> HttpResponseBase:
     given = sorted(_PICTURE_ONLY & request.GET.keys())
     if given:
         raise _invalid(f"{', '.join(given)} are for pictures; a file is given whole.")
