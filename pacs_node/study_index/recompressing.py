@@ -72,6 +72,8 @@ def recompress_one(instance: Instance, encoding: str) -> Outcome:
         size = path.stat().st_size
         if size > instance.size * _WORTH:
             raise PermanentError("cannot-recompress", f"it would take {size} bytes instead of {instance.size}")
+        came = storage().modified(instance.path)
+        os.utime(path, (came, came))  # a reindex takes the age of an instance from its file
         key = recompressed_key(instance.path, encoding)
         _place(path, key, stored_sha256)
     except PermanentError as error:

@@ -3,14 +3,16 @@ journals say what left."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from django.db import transaction
 
 from pacs_node.storage.models import Holding, StudyRetention
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import bring_in, recount
-from pacs_node.study_index.models import Instance, Series
+from pacs_node.study_index.models import Instance, Series, Study
 from pacs_node.study_index.snapshots import restore_let_go
 from standards.errors import PermanentError
 
@@ -73,19 +75,36 @@ def reindex(report: Report | None = None) -> Iterator[Report]:
     for study_instance_uid in storage().study_instance_uids():
         report.studies += 1
         journal = Journal.of(study_instance_uid)
+        added: list[str] = []
         for key in storage().keys_of_study(study_instance_uid):
             report.files += 1
             journal.left.pop(key, None)
             try:
-                report.added += bring_in(key, journal.first.get(key, {}))
+                if bring_in(key, journal.first.get(key, {})):
+                    added.append(key)
             except PermanentError as error:
                 log.error("stored-file-damaged", key=key, code=error.code, detail=error.detail)
                 report.damaged.append(f"{key}: {error}")
+        report.added += len(added)
+        _restore_arrival(added)
         _restore_the_rest(study_instance_uid, journal, report)
         yield report
     held = Instance.objects.filter(released_at__isnull=True, holding__away_at__isnull=True)
     report.missing = [path for path in held.values_list("path", flat=True).iterator() if not storage().exists(path)]
     yield report
+
+
+def _restore_arrival(keys: list[str]) -> None:
+    """Instances came when their files were written, not now: rules by age go on as before."""
+    with transaction.atomic():
+        for start in range(0, len(keys), 500):
+            rows = list(Instance.objects.filter(path__in=keys[start : start + 500]).select_related("series__study"))
+            for row in rows:
+                if written := storage().modified(row.path):
+                    row.created_at = min(row.created_at, datetime.fromtimestamp(written, UTC))
+                    study = row.series.study
+                    Study.objects.filter(pk=study.pk, created_at__gt=row.created_at).update(created_at=row.created_at)
+            Instance.objects.bulk_update(rows, ["created_at"])
 
 
 def _restore_the_rest(study_instance_uid: str, journal: Journal, report: Report) -> None:

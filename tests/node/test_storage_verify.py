@@ -169,6 +169,9 @@ def test_a_round_goes_on_where_it_was_after_a_restart(filled: tuple[NodeProcess,
 
 def test_the_index_restored_from_files_is_the_index_that_was(filled: tuple[NodeProcess, Study]) -> None:
     node, study = filled
+    for path in node.files(study.study_instance_uid):
+        os.utime(path, (WRITTEN, WRITTEN))
+    node.python(AGED)
     node.python(LET_GO.format(study=study.study_instance_uid))
     before = every_row(node)
     assert sum(row["holding"] is not None for row in before) == 1
@@ -180,6 +183,13 @@ def test_the_index_restored_from_files_is_the_index_that_was(filled: tuple[NodeP
         assert now == was
 
 
+WRITTEN = 1_700_000_000
+AGED = f"""
+from datetime import UTC, datetime
+from pacs_node.study_index.models import Instance, Study
+for model in (Instance, Study):
+    model.objects.update(created_at=datetime.fromtimestamp({WRITTEN}, UTC))
+"""
 LET_GO = """
 from django.utils import timezone
 from gateway.models import Delivery
@@ -213,6 +223,7 @@ def row(o): return {f.name: text(f.value_from_object(o)) for f in o._meta.concre
 print(json.dumps([{
     **row(i), 'series': row(i.series), 'study': row(i.series.study),
     'holding': str(i.holding.away_at) if hasattr(i, 'holding') else None,
+    'came': [round(o.created_at.timestamp(), -1) for o in (i, i.series.study)],
     'receipts': [str(d.receipt) for d in Delivery.objects.filter(instance_key=i.pk)],
 } for i in Instance.objects.order_by('sop_instance_uid', 'dataset_sha256')]))
 """
