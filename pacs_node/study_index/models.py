@@ -42,11 +42,11 @@ class Study(models.Model):
             )
         ]
         indexes = [
-            models.Index(fields=["study_date", "study_time"], name="study_by_date"),
-            # With date and time: what an index leads to is sorted without a look at the table.
+            # With date, time and key: what an index leads to is sorted without a look at the table.
             *(
-                models.Index(fields=[*columns, "study_date", "study_time"], name=name)
+                models.Index(fields=[*columns, "study_date", "study_time", "id"], name=name)
                 for name, columns in {
+                    "study_by_date": (),
                     "study_by_patient": ("patient_id", "issuer_of_patient_id"),
                     "study_by_name": ("patient_name_fold",),
                     "study_by_latin_name": ("patient_name_latin",),
