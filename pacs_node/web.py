@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 from typing import Any, Final
+from wsgiref.util import FileWrapper
 
 import structlog
 from cheroot.server import HTTPConnection
@@ -26,10 +27,15 @@ _MOST_HEADER: Final = 8192
 _NEXT_SOON_MS: Final = 5
 
 
-class _FileWrapper:
-    """What PEP 3333 calls ``wsgi.file_wrapper``, for :class:`Segments`."""
+def _wrapped(body: Any, block_size: int) -> "_SegmentsBody | FileWrapper":
+    """What PEP 3333 calls ``wsgi.file_wrapper``: Django gives it the files of the viewer too."""
+    return _SegmentsBody(body) if isinstance(body, Segments) else FileWrapper(body, block_size)
 
-    def __init__(self, segments: Segments, _block_size: int = 0) -> None:
+
+class _SegmentsBody:
+    """A body of file pieces on its way through WSGI."""
+
+    def __init__(self, segments: Segments) -> None:
         self.segments = segments
         self.close = getattr(segments, "close", lambda: None)
 
@@ -43,7 +49,7 @@ class _Gateway(Gateway_10):
     def get_environ(self) -> dict[str, Any]:  # type: ignore[override]  # its stubs say that it gives nothing
         """The WSGI environment, with the file wrapper."""
         environment: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
-        environment["wsgi.file_wrapper"] = _FileWrapper
+        environment["wsgi.file_wrapper"] = _wrapped
         return environment
 
     def respond(self) -> None:
@@ -51,7 +57,7 @@ class _Gateway(Gateway_10):
         response = self.req.server.wsgi_app(self.env, self.start_response)
         connection = self.req.conn
         try:
-            if isinstance(response, _FileWrapper) and not isinstance(connection.socket, ssl.SSLSocket):
+            if isinstance(response, _SegmentsBody) and not isinstance(connection.socket, ssl.SSLSocket):
                 self.req.ensure_headers_sent()
                 send_segments(connection.socket, response.segments.parts)
                 return

@@ -201,6 +201,8 @@ def plain_source(instance: Instance, header: Header) -> str:
     """
     if transfer_syntaxes.is_deflated(header.transfer_syntax):
         return _inflated.path(instance, header)
+    if plain_file(instance.path) is None:
+        storage().local_path(instance.path)  # fetched back now, or not there: said while there is a status to choose
     return instance.path
 
 

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from requests import Session
 from deploy.processes import wait_until
 from standards.tokens import generate_key, public_key_to_text
 from standards.uids import new_uid
-from tests.node.conftest import NodeProcess
+from tests.node.conftest import ROOT, NodeProcess
 from tests.node.dicomweb_node import Centre, ct_slice
 
 pytestmark = pytest.mark.django_db
@@ -155,3 +156,72 @@ def test_many_readers_at_once_get_whole_answers(node_process: NodeProcess, centr
     for reader in readers:
         reader.join()
     assert wrong == []
+
+
+def test_the_viewers_files_come_whole_over_the_wire(node_process: NodeProcess) -> None:
+    vendor = Path(node_process.environment.get("REGIS_NODE_VENDOR_DIR", ROOT / "var" / "vendor"))
+    largest = max((vendor / "ohif").glob("*.js"), key=lambda path: path.stat().st_size, default=None)
+    if largest is None:
+        pytest.skip("the viewer is not installed")
+    address = f"http://127.0.0.1:{node_process.http_port}/viewer/{largest.name}"
+    assert httpx.get(address, headers={"Accept-Encoding": "identity"}, timeout=60).content == largest.read_bytes()
+
+
+def test_a_frame_asked_for_again_is_checked_again(node_process: NodeProcess, centre: Centre) -> None:
+    address = joined(node_process, centre.key)
+    study, series, sop = new_uid(), new_uid(), new_uid()
+    content = ct_slice(study, series, sop=sop, frames=3)
+    client_of(address, centre.token(study, operations=("store",))).store_instances(
+        datasets=[dcmread(io.BytesIO(content))]
+    )
+    path = f"{address}/dicom-web/studies/{study}/series/{series}/instances/{sop}/frames/2"
+    accept = {"Accept": "multipart/related; type=application/octet-stream; transfer-syntax=*"}
+    with httpx.Client(timeout=60) as reader:
+        mine, stranger = centre.bearer(study) | accept, centre.bearer(new_uid()) | accept
+        slow = reader.get(path, headers=mine | {"X-Look": "Django, please"})
+        for _ in range(3):
+            quick = reader.get(path, headers=mine)
+            assert quick.status_code == 200
+            body, fields = quick.content, quick.headers
+            assert body.partition(b"\r\n\r\n")[2][:512] == dcmread(io.BytesIO(content)).PixelData[512:1024]
+            assert {name: fields[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")} == {
+                name: slow.headers[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")
+            }
+        assert reader.get(path, headers=stranger).status_code == 403
+        assert reader.get(path, headers=accept).status_code == 401
+        assert reader.get(path, headers=centre.bearer(study, operations=("store",)) | accept).status_code == 403
+        assert reader.get(path, headers=centre.bearer(study, ttl=-100) | accept).status_code == 401
+        assert reader.get(path, headers=mine | {"Range": "bytes=0-9"}).status_code in (200, 206)
+        assert reader.get(path, headers=mine | {"If-None-Match": quick.headers["ETag"]}).status_code == 304
+        assert reader.get(path.replace(study, new_uid()), headers=mine).status_code == 403
+        (held,) = node_process.files(study)
+        held.unlink()
+        assert reader.get(path, headers=mine).status_code == 410
+
+
+def test_a_key_that_is_taken_away_opens_nothing_any_more(node_process: NodeProcess, centre: Centre) -> None:
+    address = joined(node_process, centre.key)
+    study, series, sop = new_uid(), new_uid(), new_uid()
+    client_of(address, centre.token(study, operations=("store",))).store_instances(
+        datasets=[dcmread(io.BytesIO(ct_slice(study, series, sop=sop)))]
+    )
+    path = f"{address}/dicom-web/studies/{study}/series/{series}/instances/{sop}/frames/1"
+    headers = centre.bearer(study) | {"Accept": "application/octet-stream"}
+    assert httpx.get(path, headers=headers, timeout=60).status_code == 200
+    joined(node_process, generate_key())
+    wait_until(lambda: httpx.get(path, headers=headers, timeout=60).status_code == 401, 10, "the token is refused")
+
+
+def test_a_whole_series_goes_out_by_the_kernel_and_in_ranges(node_process: NodeProcess, centre: Centre) -> None:
+    address = joined(node_process, centre.key)
+    study, series = new_uid(), new_uid()
+    sent = [ct_slice(study, series, number=number, frames=200) for number in range(5)]
+    client = client_of(address, centre.token(study, operations=("store", "read")))
+    client.store_instances(datasets=[dcmread(io.BytesIO(content)) for content in sent])
+    back = client.retrieve_series(study, series, media_types=(("application/dicom", "*"),))
+    assert [item.PixelData for item in back] == [dcmread(io.BytesIO(content)).PixelData for content in sent]
+    one = f"{address}/dicom-web/studies/{study}/series/{series}/instances/{back[0].SOPInstanceUID}"
+    headers = centre.bearer(study) | {"Accept": "application/dicom"}
+    whole = httpx.get(one, headers=headers, timeout=60).content
+    part = httpx.get(one, headers=headers | {"Range": "bytes=1000-50000"}, timeout=60)
+    assert (part.status_code, part.content) == (206, whole[1000:50001])
