@@ -2,13 +2,14 @@
 
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import structlog
 from django.db import transaction
 from django.utils import timezone
 
 from gateway.actions import record_stored
-from pacs_node.storage.models import Holding, StudyRetention
+from pacs_node.storage.models import Holding, Recompression, StudyRetention
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import recount
 from pacs_node.study_index.copies import as_received, fetch_received, holding_of, received_key
@@ -65,30 +66,43 @@ def _recall(key: str) -> bool:
     return storage().exists(key)
 
 
-def put_back(instance: Instance, *, journal: str = "recalled", aside: str = "") -> str:
-    """Fetch the received bytes and put them where the index says they are; the place they came from.
+@dataclass(frozen=True)
+class PutBack:
+    """Where good bytes came from, and where the damaged file lies now that was in their place."""
+
+    place: str
+    aside: str = ""
+
+
+def put_back(instance: Instance, *, damaged: str = "") -> PutBack:
+    """Fetch the received bytes and put them where they belong; only then the ``damaged`` file there is moved aside.
 
     Raises: as ``copies.fetch_received``; PermanentError("storage-damaged") when other content lies there.
     """
-    key = received_key(instance)
-    if _is_whole(key, instance):
+    key, aside = received_key(instance), ""
+    if damaged != key and _is_whole(key, instance):
         place = "here"
+        if damaged:
+            aside = storage().set_aside(damaged)
     else:
         path, place = fetch_received(instance)
         try:
+            if damaged:
+                aside = storage().set_aside(damaged)
             if not storage().place(path, key):
                 raise PermanentError("storage-damaged", f"{key} lies on the storage with other content")
         finally:
             path.unlink(missing_ok=True)
-    study = instance.series.study.study_instance_uid
+    study, kind = instance.series.study.study_instance_uid, "healed" if damaged else "recalled"
     storage().append_journal(
-        study, {"type": journal, "at": timezone.now().isoformat(), "path": key, "from": place, "aside": aside}
+        study, {"type": kind, "at": timezone.now().isoformat(), "path": key, "from": place, "aside": aside}
     )
     with transaction.atomic():
         as_received([instance])
+        Recompression.objects.filter(pk=instance.pk).delete()  # why it was left alone may hold no more
         mark_here(instance)
-    log.info(journal, sop_instance_uid=instance.sop_instance_uid, source=place)
-    return place
+    log.info(kind, sop_instance_uid=instance.sop_instance_uid, source=place)
+    return PutBack(place, aside)
 
 
 def _is_whole(key: str, instance: Instance) -> bool:

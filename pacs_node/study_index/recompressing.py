@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 GRACE: Final = timedelta(minutes=10)
 """Readers that were told the path of the original just before have so long to open it."""
 _WORTH: Final = 0.95
+_TO_BE_MENDED: Final = ("instance-gone", "digest-mismatch", "storage-damaged")
 _NATIVE: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)
 
 
@@ -77,10 +78,10 @@ def recompress_one(instance: Instance, encoding: str) -> Outcome:
         key = recompressed_key(instance.path, encoding)
         _place(path, key, stored_sha256)
     except PermanentError as error:
-        Recompression.objects.update_or_create(
-            instance=instance, defaults={"left_alone": str(error)[:255], "at": timezone.now()}
-        )
-        return Outcome(instance.size, instance.size, str(error))
+        # A file that is gone or damaged is verify's to mend; then its row goes and its turn comes again.
+        reason = f"{error.code}: run verify" if error.code in _TO_BE_MENDED else str(error)[:255]
+        Recompression.objects.update_or_create(instance=instance, defaults={"left_alone": reason, "at": timezone.now()})
+        return Outcome(instance.size, instance.size, reason)
     finally:
         path.unlink(missing_ok=True)
     before = instance.size
@@ -95,7 +96,7 @@ def _encode_and_compare(instance: Instance, transfer_syntax: str, target: Path) 
     known = ensure_digests(instance.pk)
     with storage().open_stored(instance.path) as source:
         if dataset_sha256(source) != instance.dataset_sha256:
-            raise PermanentError("digest-mismatch", "the stored file is not what was received; run verify")
+            raise PermanentError("digest-mismatch", "the stored file is not what was received")
         with target.open("w+b") as file:
             recompress(source, cast(BinaryIO, file), transfer_syntax)
             file.flush()

@@ -1,7 +1,7 @@
 """Re-hashing what is stored: bit rot, missing files, files nobody knows, healed or explained one by one.
 
 The walk goes by studies in the order of their folders. For each it compares three things: the files, the index and the
-journal. What is damaged is moved aside before good bytes take its place; nothing is ever deleted for being wrong.
+journal. What is damaged is moved aside when good bytes take its place; nothing is ever deleted for being wrong.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def _file(instance: Instance, known: Known) -> Steps:
     if fresh is None:
         return  # it was recompressed or released while it was read
     finding = found(Finding.Kind.DAMAGED, key, wrong)
-    _heal(instance, finding, aside=True)
+    _heal(instance, finding, damaged=key)
 
 
 def _wrong(file: BinaryIO, instance: Instance) -> Generator[Step, None, str]:
@@ -155,21 +155,16 @@ def _forget_cached(file: BinaryIO) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _heal(instance: Instance, finding: Finding, *, aside: bool) -> None:
-    """Put good bytes in the place of damaged or missing ones; the damaged file stays aside until that is done."""
-    moved = ""
+def _heal(instance: Instance, finding: Finding, *, damaged: str = "") -> None:
+    """Put good bytes in the place of damaged or missing ones. Without any to be had, a damaged file stays in place."""
     try:
-        if aside:
-            moved = storage().set_aside(instance.path)
-        place = put_back(instance, journal="healed", aside=moved)
+        done = put_back(instance, damaged=damaged)
     except RegisError as error:
         detail = f"{finding.detail.split(' — ')[0]} — not healed: {error}"
-        if moved:
-            detail += f"; the damaged file lies at {moved}"
         Finding.objects.filter(pk=finding.pk).update(detail=detail[:500], last_at=timezone.now())
         log.error("not-healed", path=finding.path, error=str(error))
         return
-    resolve(finding.path, f"healed from {place}" + (f"; the damaged file lies at {moved}" if moved else ""))
+    resolve(finding.path, f"healed from {done.place}" + (f"; the damaged file lies at {done.aside}" if damaged else ""))
 
 
 def _without_file(instance: Instance, known: Known) -> Steps:
@@ -181,7 +176,7 @@ def _without_file(instance: Instance, known: Known) -> Steps:
     fresh = Instance.objects.filter(pk=instance.pk, path=instance.path, released_at=None).first()
     if fresh is None or Holding.objects.filter(pk=instance.pk, away_at__isnull=False).exists():
         return  # it left, as it should, while the study was walked
-    _heal(instance, found(Finding.Kind.MISSING, instance.path, "the index has it, the storage has not"), aside=False)
+    _heal(instance, found(Finding.Kind.MISSING, instance.path, "the index has it, the storage has not"))
     yield Step()
 
 
