@@ -274,6 +274,21 @@ def test_the_node_asks_an_archive_and_keeps_its_answer(make_node: MakeNode) -> N
     assert result == {"committed": [list(pair) for pair in pairs[:2]], "failed": [[*pairs[2], 0x0112]]}
 
 
+def test_a_person_asks_an_archive_on_the_command_line(make_node: MakeNode) -> None:
+    clinic, archive = make_node(), make_node(REGIS_NODE_AE_TITLE="ARCHIVE")
+    clinic.admit("ARCHIVE", host="127.0.0.1", port=archive.dicom_port)
+    archive.admit(AE_TITLE, host="127.0.0.1", port=clinic.dicom_port)
+    sets = store(clinic)
+    uid = str(sets[0].StudyInstanceUID)
+    done = clinic.command("commit", "ARCHIVE", uid, check=False)
+    assert done.returncode != 0
+    assert "0 of 2 are safe at ARCHIVE." in done.stdout
+    keys = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={uid}")
+    assert clinic.dcmtk(need("movescu"), "-S", "-aem", "ARCHIVE", *keys).returncode == 0
+    assert "2 of 2 are safe at ARCHIVE." in clinic.command("commit", "ARCHIVE", uid).stdout
+    assert "No instances" in clinic.command("commit", "ARCHIVE", "1.2.3", check=False).stderr
+
+
 @dataclass
 class Orthanc:
     """Debian's Orthanc that knows the node."""
