@@ -57,6 +57,8 @@ class _Gateway(Gateway_10):
         response = self.req.server.wsgi_app(self.env, self.start_response)
         connection = self.req.conn
         try:
+            if self.req.method == b"HEAD":  # the headers say it all, and a body would be taken for the next answer
+                return
             if isinstance(response, _SegmentsBody) and not isinstance(connection.socket, ssl.SSLSocket):
                 self.req.ensure_headers_sent()
                 send_segments(connection.socket, response.segments.parts)

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from django.http import HttpRequest, HttpResponseBase
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 from pydicom.dataset import Dataset
 
 from pacs_node.dicomweb.permissions import Reach, guarded
@@ -53,7 +53,7 @@ def _sandboxed(response: HttpResponseBase) -> HttpResponseBase:
     return response
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def bulkdata(request: HttpRequest, reach: Reach, path: str, **at: str) -> HttpResponseBase:
     """One value, streamed: as octets, a document as its own media type, compressed pixels one part a frame."""

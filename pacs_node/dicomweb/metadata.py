@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 from pydicom.datadict import dictionary_VR
 
 from pacs_node.dicomweb.permissions import Reach, guarded
@@ -79,7 +79,7 @@ class _Row(NamedTuple):
     path: str
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def metadata(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """The attributes of all instances below: one JSON array, or an XML document an instance; sent while it is made."""

@@ -5,7 +5,7 @@ import threading
 from typing import Final
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from pacs_node.dicomweb.permissions import Reach, guarded
 from pacs_node.dicomweb.retrieval import (
@@ -161,7 +161,7 @@ def _representative(reach: Reach, at: dict[str, str]) -> tuple[Instance, int]:
     return chosen, (chosen.number_of_frames - 1) // 2
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def rendered(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """A picture of an instance's first frame, or of what represents a series or a study."""
@@ -171,7 +171,7 @@ def rendered(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     return _picture(request, *_representative(reach, at), REVALIDATE)
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def rendered_frame(request: HttpRequest, reach: Reach, frames: str, **at: str) -> HttpResponseBase:
     """A picture of one frame."""
@@ -182,7 +182,7 @@ def rendered_frame(request: HttpRequest, reach: Reach, frames: str, **at: str) -
     return _picture(request, instance, wanted[0], IMMUTABLE)
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def thumbnail(request: HttpRequest, reach: Reach, frames: str = "", **at: str) -> HttpResponseBase:
     """A small picture of what represents the study, series, instance or frame."""

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import structlog
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from pacs_node.dicomweb.permissions import Reach, guarded
 from pacs_node.dicomweb.qido import service_root
@@ -68,7 +68,7 @@ def explicit_chunks(instance: StoredFile) -> Transcoded:
     return Transcoded(made.length, chunks())
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def instances(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """A study, series or instance as Part 10 files, streamed: as stored, or in Explicit VR Little Endian."""
@@ -198,7 +198,7 @@ def offer_for_frames(accept: str | None, stored: str, *, single: bool) -> Offer 
     return negotiate(accept, offers, default_transfer_syntax=EXPLICIT) or negotiate(accept, offers)
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def frames(request: HttpRequest, reach: Reach, study: str, series: str, instance: str, frames: str) -> HttpResponseBase:
     """Frames as stored, or decoded to native little-endian bytes where that is asked for; multipart or single."""

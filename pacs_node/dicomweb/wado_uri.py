@@ -5,7 +5,7 @@ from typing import Final
 
 from django.http import HttpRequest, HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from pacs_node.dicomweb.permissions import Reach, guarded
 from pacs_node.dicomweb.rendered import document, picture
@@ -44,7 +44,7 @@ def _invalid(detail: str) -> PermanentError:
     return PermanentError("invalid-parameter", detail)
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def _retrieve(request: HttpRequest, reach: Reach, study: str) -> HttpResponseBase:
     if request.GET.get("requestType") != "WADO":

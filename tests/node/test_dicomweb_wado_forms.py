@@ -12,6 +12,7 @@ import pytest
 from django.http import HttpResponse
 from django.test import Client
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -233,3 +234,30 @@ def test_compressed_frames_come_in_their_own_media_type(get: Any) -> None:
         assert get(f"{at}/frames/1", accept)["Content-Type"] == kind
     assert get(f"{at}/frames/1", "image/jp2").status_code == 406
     assert JPEGLSLossless == JPEG_LS
+
+
+def test_a_video_comes_as_the_stream_it_is(get: Any) -> None:
+    stream = bytes(range(256)) * 40
+    dataset = ct_instance()
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.1.1"
+    dataset.NumberOfFrames, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 25, 3, "YBR_PARTIAL_420"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PlanarConfiguration = 7, 0
+    dataset.PixelData = encapsulate([stream[:6000], stream[6000:]], has_bot=False)
+    dataset["PixelData"].VR = "OB"
+    content = written(dataset, "1.2.840.10008.1.2.4.102")
+    at = place(take_in(content).instance)
+    for path, accept in (("/frames/1", "video/mp4"), ("/rendered", "*/*"), ("/bulkdata/7FE00010", "video/mp4")):
+        whole = get(f"{at}{path}", accept)
+        assert (whole["Content-Type"].partition(";")[0], body(whole)) == ("video/mp4", stream), path
+        part = get(f"{at}{path}", accept, Range="bytes=5990-6009")
+        assert (part.status_code, body(part)) == (206, stream[5990:6010]), path
+    ((kind, sent),) = parts(get(at))
+    assert (kind, sent) == ("application/dicom; transfer-syntax=1.2.840.10008.1.2.4.102", content)
+    assert get(f"{at}/rendered", "image/jpeg").status_code == 406
+    assert get(f"{at}/frames/1", "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1").status_code == 406
+
+
+def test_a_pdf_is_rendered_as_itself(get: Any) -> None:
+    response = get(f"{place(take_in(part10(encapsulated_pdf(b'%PDF-1.4 x'))).instance)}/rendered")
+    assert (response["Content-Type"], body(response)) == ("application/pdf", b"%PDF-1.4 x")
