@@ -25,7 +25,8 @@ _OF_IMAGES: Final = frozenset(BY_TAG[tag].tag for tag in ("00280010", "00280011"
 _ROWS: Final = "00280010"
 _UIDS: Final[dict[Level, str]] = {"STUDY": "0020000D", "SERIES": "0020000E", "IMAGE": "00080018"}
 _PLACES: Final[dict[Level, str]] = {"STUDY": "studies", "SERIES": "series", "IMAGE": "instances"}
-Part = Callable[[Row], str]
+Part = Callable[[Row, Counts], str]
+_NO_COUNTS: Final = Counts()
 
 
 def tag_of(name: str) -> str:
@@ -59,6 +60,13 @@ def element(tag: str, vr: str, value: Any) -> str:
     shown = (_name(one) if vr == "PN" else _text(one) for one in value)
     return f'{head},"Value":[{",".join(shown)}]}}'
 
+
+_COUNTED: Final[dict[str, Part]] = {
+    k.MODALITIES_IN_STUDY: lambda _, counts: element(k.MODALITIES_IN_STUDY, "CS", counts.modalities),
+    k.SOP_CLASSES_IN_STUDY: lambda _, counts: element(k.SOP_CLASSES_IN_STUDY, "UI", counts.sop_classes),
+    k.SERIES_OF_STUDY: lambda _, counts: element(k.SERIES_OF_STUDY, "IS", counts.series),
+    k.INSTANCES_OF_STUDY: lambda _, counts: element(k.INSTANCES_OF_STUDY, "IS", counts.instances),
+}
 
 Fields = dict[str, "Fields | None"]
 """Tags that an answer shall include; of a sequence the attributes of its items, None for all of it."""
@@ -125,11 +133,12 @@ class Writer:
         uids = [(_PLACES[level], at[_UIDS[level]]) for level in k.tables_of(self._asked.level)]
         base = _text(self._base)[1:-1]
 
-        def url(row: Row) -> str:
+        def url(row: Row, _counts: Counts) -> str:
             path = "".join(f"/{place}/{row.values[position]}" for place, position in uids)
             return f'"00081190":{{"vr":"UR","Value":["{base}{path}"]}}'
 
         parts["00081190"] = url
+        parts |= {tag: part for tag, part in _COUNTED.items() if tag in self._counted}
         if self._asked.zone is not None:
             self._zoned(parts, at)
         return sorted(parts.items())
@@ -139,21 +148,23 @@ class Writer:
         vr = attribute.vr
         if tag in _OF_IMAGES and _ROWS in self._columns:
             rows = self._columns.index(_ROWS)
-            return lambda row: element(tag, vr, row.values[position]) if row.values[rows] is not None else ""
+            return lambda row, _: element(tag, vr, row.values[position]) if row.values[rows] is not None else ""
         if vr == "UI":  # checked when it was stored: nothing in it needs an escape
             head, tail = f'"{tag}":{{"vr":"UI","Value":["', '"]}'
-            return lambda row: f"{head}{row.values[position]}{tail}" if row.values[position] else element(tag, vr, "")
+            return lambda row, _: (
+                f"{head}{row.values[position]}{tail}" if row.values[position] else element(tag, vr, "")
+            )
         if vr in ("IS", "US"):
             head = f'"{tag}":{{"vr":"{vr}","Value":['
-            return lambda row: f"{head}{v}]}}" if (v := row.values[position]) is not None else element(tag, vr, "")
-        return lambda row: element(tag, vr, row.values[position])
+            return lambda row, _: f"{head}{v}]}}" if (v := row.values[position]) is not None else element(tag, vr, "")
+        return lambda row, _: element(tag, vr, row.values[position])
 
     def _zoned(self, parts: dict[str, Part], at: Mapping[str, int]) -> None:
         zone, default = self._asked.zone or 0, zone_of_the_node()
         zone_at = at.get(k.TIMEZONE)
 
         def moved(tag: str, date: int, time: int | None, which: int) -> Part:
-            def part(row: Row) -> str:
+            def part(row: Row, _counts: Counts) -> str:
                 offset = zone_offset(row.values[zone_at], default) if zone_at is not None else default
                 pair = shifted(row.values[date], row.values[time] if time is not None else "", zone - offset)
                 return element(tag, BY_TAG[tag].vr, pair[which])
@@ -171,24 +182,14 @@ class Writer:
 
     def row(self, row: Row, counts: Mapping[int, Counts]) -> str:
         """One entity as a JSON object."""
-        if not row.kept and not self._counted:
-            return f"{{{','.join([text for _, part in self._parts if (text := part(row))])}}}"
-        found = {tag: part(row) for tag, part in self._parts}
+        of_study = counts.get(row.study_key, _NO_COUNTS)
+        if not row.kept:
+            return f"{{{','.join([text for _, part in self._parts if (text := part(row, of_study))])}}}"
+        found = {tag: part(row, of_study) for tag, part in self._parts}
         for attributes in row.kept:
             for tag in self._kept & attributes.keys():
                 found.setdefault(tag, f'"{tag}":{_dumped(self._chosen(tag, attributes[tag]))}')
-        if self._counted:
-            found |= self._counts(counts[row.study_key])
         return f"{{{','.join([text for _, text in sorted(found.items()) if text])}}}"
-
-    def _counts(self, counts: Counts) -> dict[str, str]:
-        values = {
-            k.MODALITIES_IN_STUDY: ("CS", counts.modalities),
-            k.SOP_CLASSES_IN_STUDY: ("UI", counts.sop_classes),
-            k.SERIES_OF_STUDY: ("IS", counts.series),
-            k.INSTANCES_OF_STUDY: ("IS", counts.instances),
-        }
-        return {tag: element(tag, *values[tag]) for tag in self._counted}
 
     def _chosen(self, tag: str, kept: dict[str, Any]) -> dict[str, Any]:
         fields = self._fields.get(tag)
@@ -214,4 +215,4 @@ def _dumped(value: Any) -> str:
 
 
 def _constant(text: str) -> Part:
-    return lambda _row: text
+    return lambda _row, _counts: text

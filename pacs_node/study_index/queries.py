@@ -251,11 +251,11 @@ class _Reader:
                 found = [row for way in ways for row in way.values_list(*self.order_columns)[: FEW + 1]]
                 keys = sorted(set(found), reverse=True)
                 return None if len(found) > FEW else [row[-1] for row in keys[:most]]
-            ways = [way for way in ways if way.exists()]
-        if sum(way.order_by()[: limit + 1].count() for way in ways) > limit:
+        found_by = [(way.order_by()[: limit + 1].count(), way) for way in ways]
+        if sum(count for count, _ in found_by) > limit:
             return None
         order = [Unindexed(F(column)).desc() for column in self.order_columns]
-        first = [list(way.order_by(*order).values_list(*self.order_columns)[:most]) for way in ways]
+        first = [way.order_by(*order).values_list(*self.order_columns)[:most] for count, way in found_by if count]
         keys = sorted({row for found in first for row in found}, reverse=True)
         return [row[-1] for row in keys[:most]]
 
