@@ -1,8 +1,14 @@
 """C-MOVE and C-GET: counts, statuses, cancelling, transcoding, and peers that misbehave."""
 
+import io
+import os
+import struct
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +36,14 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-from deploy.processes import free_port, wait_until
+from deploy.processes import free_port, port_is_free, wait_until
 from pacs_node.dimse.destination import proposals
 from pacs_node.dimse.negotiation import SyntaxRules
 from standards.sop_classes import STORAGE_SOP_CLASSES
 from standards.transfer_syntaxes import STORAGE_TRANSFER_SYNTAXES
 from standards.uids import new_uid
 from tests.factories.dicom import Patient, Study, compressed, ct_series
-from tests.node.conftest import AE_TITLE, NodeProcess
+from tests.node.conftest import AE_TITLE, NodeProcess, need
 
 MOVE, GET = StudyRootQueryRetrieveInformationModelMove, StudyRootQueryRetrieveInformationModelGet
 UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
@@ -426,7 +432,7 @@ def colour_jpeg() -> tuple[Dataset, np.ndarray]:
     pil = pytest.importorskip("PIL.Image")
     rows, columns = np.mgrid[0:48, 0:64]
     rgb = np.stack((rows * 5, columns * 4, 255 - rows * 5), axis=-1).astype(np.uint8)
-    stream = __import__("io").BytesIO()
+    stream = io.BytesIO()
     pil.fromarray(rgb).save(stream, "JPEG", quality=95, subsampling=0)
     (dataset,) = ct_series(1)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
@@ -557,3 +563,67 @@ def test_a_study_of_a_hundred_classes_goes_over_whole(
     assert (status.Status, status.NumberOfCompletedSuboperations) == (0, 100)
     assert {dataset.SOPClassUID for dataset in one.sets} == set(classes)
     assert one.associations == 2
+
+
+LARGE_MEGABYTES = int(os.environ.get("REGIS_TEST_LARGE_MEGABYTES", "192"))
+"""An object of 4,000 MB passes too, but takes a minute and as much disk twice."""
+
+
+@pytest.fixture
+def large(node_process: NodeProcess, tmp_path: Path) -> str:
+    """The Study Instance UID of a stored multi-frame object of many megabytes."""
+    (dataset,) = ct_series(1)
+    dataset.NumberOfFrames = LARGE_MEGABYTES * 2
+    dataset.Rows = dataset.Columns = 512
+    del dataset.PixelData
+    path = tmp_path / "large.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    size = LARGE_MEGABYTES * 2 * 512 * 512 * 2
+    with path.open("ab") as file:
+        file.write(struct.pack("<HH2s2xL", 0x7FE0, 0x0010, b"OW", size))
+        file.truncate(file.tell() + size)
+    done = node_process.dcmtk(need("storescu"), str(path))
+    path.unlink()
+    assert done.returncode == 0, done.stderr
+    return str(dataset.StudyInstanceUID)
+
+
+def memory(node: NodeProcess, key: str) -> float:
+    """Megabytes, as the kernel counts them."""
+    assert node.process is not None
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    return int(status.partition(f"{key}:")[2].split()[0]) / 1024
+
+
+def test_a_large_object_passes_through_at_flat_memory(node_process: NodeProcess, large: str, tmp_path: Path) -> None:
+    port = free_port()
+    node_process.admit("SINK", host="127.0.0.1", port=port)
+    sink = subprocess.Popen([need("storescp"), "--ignore", "-aet", "SINK", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: not port_is_free(port), 30, "storescp listens")
+        assert node_process.process is not None
+        Path(f"/proc/{node_process.process.pid}/clear_refs").write_text("5")  # the peak counts from here
+        before = memory(node_process, "VmRSS")
+        keys_of_move = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={large}")
+        done = node_process.dcmtk(need("movescu"), "-S", "-aem", "SINK", *keys_of_move)
+        assert done.returncode == 0, done.stderr
+        assert memory(node_process, "VmHWM") < before + 30
+    finally:
+        sink.terminate()
+        sink.wait(10)
+
+
+def test_a_move_is_cancelled_within_a_large_object(
+    node_process: NodeProcess, receiver: Callable[..., Receiver], large: str
+) -> None:
+    one = receiver("CRAWLER")  # pynetdicom takes seconds for it
+    association = open_association(node_process)
+    cancel = threading.Timer(0.3, lambda: association.send_c_cancel(5, query_model=MOVE))
+    cancel.start()
+    begun = time.monotonic()
+    final = [s for s, _ in association.send_c_move(keys(StudyInstanceUID=large), "CRAWLER", MOVE, msg_id=5)][-1]
+    took = time.monotonic() - begun
+    association.release()
+    assert (final.Status, counts(final)) == (0xFE00, (1, 0, 0, 0))
+    assert took < 2
+    assert one.sets == []
