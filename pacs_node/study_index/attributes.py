@@ -1,12 +1,15 @@
 """From the header of an instance to the rows of the index: which attribute belongs to which level."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import isfinite
 from typing import Any, Final
 
 from django.db import models
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 
 from pacs_node.study_index.models import Instance, Series, Study
 from standards.matching import normal_form
@@ -49,7 +52,6 @@ def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
     """What the index keeps of an instance. Values too long for a column are cut; the stored file has them whole."""
     dataset = header.dataset
     name, physician = text(dataset, "PatientName"), text(dataset, "ReferringPhysicianName")
-    alphabetic, ideographic, phonetic = folds(name)
     return IndexRows(
         study=_fitted(
             Study,
@@ -57,12 +59,7 @@ def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
                 "study_instance_uid": header.study_instance_uid,
                 "patient_id": text(dataset, "PatientID"),
                 "issuer_of_patient_id": text(dataset, "IssuerOfPatientID") or default_issuer,
-                "patient_name": name,
-                "patient_name_fold": alphabetic,
-                "patient_name_ideographic_fold": ideographic,
-                "patient_name_phonetic_fold": phonetic,
-                "patient_name_latin": rough_name(name),
-                "patient_name_sort": sort_key(name),
+                **_name_columns(name),
                 "patient_birth_date": _date(dataset, "PatientBirthDate"),
                 "patient_sex": text(dataset, "PatientSex"),
                 "study_date": _date(dataset, "StudyDate"),
@@ -109,6 +106,20 @@ def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
     )
 
 
+@lru_cache(1024)
+def _name_columns(name: str) -> dict[str, str]:
+    """The columns of a patient's name: a study's images share it, and folding it costs more than the rest of a row."""
+    alphabetic, ideographic, phonetic = folds(name)
+    return {
+        "patient_name": name,
+        "patient_name_fold": alphabetic,
+        "patient_name_ideographic_fold": ideographic,
+        "patient_name_phonetic_fold": phonetic,
+        "patient_name_latin": rough_name(name),
+        "patient_name_sort": sort_key(name),
+    }
+
+
 def integer(dataset: Dataset, keyword: str) -> int | None:
     """The first value of an element as a 32-bit integer, or None if it is absent or not one."""
     try:
@@ -134,21 +145,46 @@ def _unsigned(dataset: Dataset, keyword: str) -> int | None:
     return value if value is not None and value >= 0 else None
 
 
-def json_attributes(dataset: Dataset, keywords: Iterable[str]) -> dict[str, Any]:
+def json_attributes(dataset: Dataset, keywords: tuple[str, ...]) -> dict[str, Any]:
     """These attributes in the DICOM JSON Model, those that are absent or unreadable left out.
 
     Source: PS3.18 F.2
     """
     found: dict[str, Any] = {}
-    for keyword in keywords:
-        tag = tag_for_keyword(keyword)
-        if tag is None or tag not in dataset:
-            continue
+    present = dataset._dict
+    for tag in (tag for tag in _tags(keywords) if tag in present):
+        raw = dataset.get_item(tag)
         try:
-            found[f"{tag:08X}"] = _without_nul(dataset[tag].to_json_dict(None, 0))
+            if isinstance(raw, RawDataElement) and len(raw.value or b"") < 256 and (raw.value or b"").isascii():
+                found[f"{tag:08X}"] = _raw_json(raw)
+            else:
+                found[f"{tag:08X}"] = _without_nul(dataset[tag].to_json_dict(None, 0))
         except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
             continue  # one broken value must not cost the instance; the stored file keeps it as it came
     return found
+
+
+@cache
+def _tags(keywords: tuple[str, ...]) -> tuple[BaseTag, ...]:
+    return tuple(BaseTag(tag) for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None)
+
+
+def _raw_json(raw: RawDataElement) -> dict[str, Any]:
+    """An element that is all ASCII, whatever the character set. What changes from slice to slice is read directly."""
+    value = (raw.value or b"").strip(b" \0")
+    if raw.VR == "DS" and value:
+        numbers = [float(part) for part in value.split(b"\\")]
+        if all(map(isfinite, numbers)):
+            return {"vr": "DS", "Value": numbers}
+    elif raw.VR in ("DA", "TM", "UI", "CS") and value and b"\\" not in value:
+        return {"vr": raw.VR, "Value": [value.decode("ascii")]}
+    return _remembered_json(raw._replace(value_tell=0))
+
+
+@lru_cache(4096)
+def _remembered_json(raw: RawDataElement) -> dict[str, Any]:
+    """What all images of a series say is converted once; nobody changes the answer."""
+    return dict(_without_nul(Dataset({raw.tag: raw})[raw.tag].to_json_dict(None, 0)))
 
 
 def _without_nul(value: Any) -> Any:
@@ -165,8 +201,13 @@ def _without_nul(value: Any) -> Any:
 
 
 def _fitted(model: type[models.Model], values: dict[str, Any]) -> dict[str, Any]:
-    fitted = {}
-    for name, value in values.items():
-        limit = getattr(model._meta.get_field(name), "max_length", None)
-        fitted[name] = value.replace("\0", "")[:limit] if isinstance(value, str) else value
-    return fitted
+    limits = _limits(model)
+    return {
+        name: value.replace("\0", "")[: limits[name]] if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
+@cache
+def _limits(model: type[models.Model]) -> dict[str, int | None]:
+    return {field.name: getattr(field, "max_length", None) for field in model._meta.get_fields()}
