@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from deploy.processes import wait_until
 from tests.factories.dicom import Study, ct_series, write_all
 from tests.node.conftest import NodeProcess, need
@@ -89,3 +91,81 @@ def test_the_gateway_process_verifies_in_the_background_and_goes_on_after_a_kill
         second.wait(10)
     assert files < 24
     assert 24 <= round_()[1] <= 28  # what was read twice is at most the study that the kill cut short
+
+
+CRASHES = """
+import contextlib, hashlib, io, itertools, os
+from datetime import timedelta
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.utils import timezone
+from pacs_node.storage.filesystem import FilesystemStorage
+from pacs_node.storage.models import StudyRetention
+from pacs_node.study_index.copies import open_received
+from pacs_node.study_index.models import Instance, Study
+
+def silently(*words, **options):
+    call_command(*words, **options, stdout=io.StringIO(), stderr=io.StringIO())
+
+def contents():
+    found = []
+    for instance in Instance.objects.order_by("sop_instance_uid"):
+        with open_received(instance) as file:
+            found.append(hashlib.sha256(file.read()).hexdigest())
+    return found
+
+def make_old():
+    for model in (Instance, Study):
+        model.objects.update(created_at=timezone.now() - timedelta(days=99))
+    StudyRetention.objects.all().delete()
+
+def die_at(step):
+    calls = itertools.count()
+    def fatal(name):
+        plain = getattr(FilesystemStorage, name)
+        def call(self, *arguments, **named):
+            if next(calls) == step:
+                os._exit(9)
+            result = plain(self, *arguments, **named)
+            if next(calls) == step:
+                os._exit(9)
+            return result
+        setattr(FilesystemStorage, name, call)
+    for name in ("append_journal", "remove", "place", "set_aside"):
+        fatal(name)
+
+before = contents()
+for step in itertools.count():
+    make_old()
+    if "{command}" == "recall":
+        silently("tier")
+    connections.close_all()
+    child = os.fork()
+    if not child:
+        die_at(step)
+        silently("{command}", *{words!r})
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), status
+    silently("verify", once=True, settled=0.0)  # raises when it cannot explain or mend something
+    assert contents() == before, step
+    silently("recall", Study.objects.get().study_instance_uid)
+    if not status:
+        break
+print("steps", step)
+"""
+
+
+@pytest.mark.parametrize("command", ["tier", "recall", "recompress"])
+def test_a_crash_at_any_step_of_it_costs_nothing_and_leaves_nothing_unexplained(
+    command: str, make_node: Callable[..., NodeProcess], tmp_path: Path
+) -> None:
+    node, study = make_node(start=False), Study()
+    write_all(ct_series(2, study=study, size=128), tmp_path / "in")
+    node.command("import", str(tmp_path / "in"))
+    node.settings["REGIS_NODE_INSTITUTION_URL"] = (tmp_path / "institution").as_uri()
+    node.python(CRASHES.partition("before =")[0] + "make_old()\nsilently('tier')")  # a copy at the institution
+    node.settings["REGIS_NODE_TIER_AFTER_DAYS"] = "1"
+    words = [] if command == "tier" else [study.study_instance_uid]
+    said = node.python(CRASHES.replace("{command}", command).replace("{words!r}", repr(words)))
+    assert int(said.rpartition("steps ")[2]) > 3
