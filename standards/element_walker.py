@@ -114,7 +114,10 @@ class Walker:
         little_endian: bool,
         budget: Budget,
         default_charset: str,
+        more_to_come: bool = False,
     ) -> None:
+        """``more_to_come``: native pixel data may reach beyond the end of the stream; ``position`` is then its end."""
+        self._more_to_come = more_to_come
         self._stream = stream
         self._end = stream.seek(0, 2)
         self._window = b""
@@ -297,7 +300,10 @@ class Walker:
             # PS3.5 6.2.2: an UN of undefined length is a sequence in Implicit VR Little Endian.
             inner = _IMPLICIT_LITTLE if vr == "UN" else encoding
             return self._sequence(tag, limit, inner, depth, charset, delimited=True)
-        end = self._within(length, limit, tag)
+        if self._more_to_come and depth == 0 and tag in _PIXEL_TAGS:
+            end = self.position + length
+        else:
+            end = self._within(length, limit, tag)
         if vr == "SQ":
             return self._sequence(tag, end, encoding, depth, charset, delimited=False)
         offset = self.position

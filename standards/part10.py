@@ -83,11 +83,14 @@ def read_header(
     *,
     required: Sequence[str] = IDENTIFYING,
     default_charset: str = "",
+    more_to_come: bool = False,
 ) -> Header:
     """Read a Part 10 file, or with ``transfer_syntax`` a bare data set, from a seekable binary file at position 0.
 
     ``required`` names the UIDs that must be present. ``default_charset`` is what an absent (0008,0005) means here.
     Memory stays bounded whatever the input: values over 1 MiB and all pixel data are skipped, not read.
+    ``more_to_come``: the file is still being received; ``total_length`` tells where it should end, if native pixel data
+    is its last element. Only when it ends there the header holds.
 
     Raises: PermanentError "not-dicom", "truncated", "invalid-vr", "unknown-transfer-syntax", "missing-uid",
         "invalid-uid", "nesting-too-deep", "length-out-of-bounds", "too-many-elements", "invalid-deflate".
@@ -101,8 +104,10 @@ def read_header(
     if not transfer_syntaxes.is_known(syntax):
         raise PermanentError("unknown-transfer-syntax", syntax[:80] or "none is named")
     with _plain(fileobj, start, syntax) as (plain, begin):
-        walker = _walker(plain, begin, syntax, default_charset)
+        walker = _walker(plain, begin, syntax, default_charset, more_to_come=more_to_come)
         dataset = walker.read_dataset()
+    if more_to_come:
+        total = walker.position
     uids = {keyword: _uid(dataset, keyword, keyword in required) for keyword in IDENTIFYING}
     pixel: PixelElement | None = walker.pixel
     return Header(
@@ -137,7 +142,7 @@ def read_identifier(encoded: bytes, transfer_syntax: str, *, default_charset: st
         return _walker(plain, begin, syntax, default_charset).read_dataset()
 
 
-def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str) -> Walker:
+def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str, *, more_to_come: bool = False) -> Walker:
     return Walker(
         plain,
         begin,
@@ -145,6 +150,7 @@ def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str) -> W
         little_endian=transfer_syntaxes.is_little_endian(syntax),
         budget=Budget(),
         default_charset=default_charset,
+        more_to_come=more_to_come,
     )
 
 

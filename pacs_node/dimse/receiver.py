@@ -223,7 +223,7 @@ class Receiver:
             raise PermanentError("invalid-pdu", "a message changes its presentation context")
         self._context_id = context_id
         if self._arriving is not None:
-            self._arriving.receive(length, self._fill)
+            self._arriving.receive(length, self._fill, is_last=bool(is_last))
             if is_last:
                 arriving, self._arriving = self._arriving, None
                 self._answer(arriving.request, **arriving.finish())

@@ -1,5 +1,6 @@
 """C-STORE: what was answered with success is durable and findable."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -14,12 +15,14 @@ from pacs_node.dimse.admission import peer_of
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.statuses import OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS, refusal, status_dataset
 from pacs_node.storage.incoming import Incoming
-from pacs_node.study_index.actions import Source, ingest, receive, take_in
+from pacs_node.study_index.actions import Described, Source, foresee, ingest, receive, take_in
 from standards.errors import PermanentError, RegisError
 
 log = structlog.get_logger(__name__)
 
 _DISCARDED: Final = 1 << 16
+_FIRST_LOOK: Final = 1 << 15
+"""Most headers are shorter."""
 
 
 class Arriving:
@@ -39,6 +42,8 @@ class Arriving:
         self.request = request
         self._association = association
         self._incoming: Incoming | None = None
+        self._foreseen: Described | None = None
+        self._look_at = _FIRST_LOOK
         self._outcome: dict[str, Any] = {} if status is None else {"Status": status}
         if status is None:
             self._guarded(lambda: self._open(abstract_syntax, transfer_syntax))
@@ -58,7 +63,7 @@ class Arriving:
             )
         self._incoming = receive(self._sop_class, self._sop_instance, transfer_syntax, self._source)
 
-    def receive(self, length: int, fill: Callable[[memoryview], None]) -> None:
+    def receive(self, length: int, fill: Callable[[memoryview], None], *, is_last: bool) -> None:
         """Have ``fill`` bring the next ``length`` bytes. What it raises passes through."""
         while length:
             piece = self._room()[:length]
@@ -66,6 +71,10 @@ class Arriving:
             length -= len(piece)
             if self._incoming is not None:
                 self._guarded(partial(self._incoming.filled, len(piece)))
+        if not is_last and self._incoming is not None and self._incoming.size >= self._look_at:
+            # The peer fills the socket's buffer meanwhile, so this costs no time.
+            self._foreseen = foresee(self._incoming, self._source)
+            self._look_at = sys.maxsize if self._foreseen else self._look_at * 4
 
     def _room(self) -> memoryview:
         room: list[memoryview] = []
@@ -87,6 +96,7 @@ class Arriving:
             self._source,
             expected_sop_class=self._sop_class,
             expected_sop_instance=self._sop_instance,
+            foreseen=self._foreseen,
         )
         self._outcome["Status"] = SUCCESS
         if taken.outcome != "stored":

@@ -6,9 +6,8 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,7 +17,7 @@ import structlog
 from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import ASIDE, JOURNAL, STUDIES, study_key
 from pacs_node.storage.watermarks import Space, Watermarks
-from standards.errors import PermanentError, RegisError, TransientError
+from standards.errors import PermanentError, TransientError
 
 log = structlog.get_logger(__name__)
 
@@ -39,15 +38,6 @@ def _link(incoming: Incoming | Path, target: Path) -> None:
         os.link(incoming, target)
     else:
         incoming.link(target)
-
-
-def _flush(incoming: Incoming | Path) -> bool:
-    if isinstance(incoming, Path):
-        fsync_path(incoming)
-        incoming.unlink()
-    else:
-        incoming.sync()
-    return True
 
 
 class FilesystemStorage:
@@ -84,36 +74,23 @@ class FilesystemStorage:
     def place(self, incoming: Incoming | Path, key: str) -> bool:
         """Give the file its name, durably with all its parents; False when the key is taken (the file stays).
 
-        A path is moved from where it lies.
+        A path is moved from where it lies. The name comes first, so that one flush of the filesystem's log serves file
+        and folder. A file torn by a power cut in between is not in the index, and its own meta group tells that it is
+        not whole: the next that asks for the name sets it aside.
         """
-        (placed,) = self.place_all([(incoming, key)])
-        if isinstance(placed, Exception):
-            raise placed
-        return placed
-
-    def place_all(self, files: Sequence[tuple[Incoming | Path, str]]) -> list[bool | Exception]:
-        """:meth:`place` for several, each with its own outcome. One flush of the filesystem's log serves all of them.
-
-        So all get their names first and are flushed then. A file torn by a power cut in between is not in the index,
-        and its own meta group tells that it is not whole: the next that asks for the name sets it aside.
-        """
-        outcomes: list[bool | Exception] = []
-        for incoming, key in files:
-            outcomes.append(self._guarded(partial(self._name, incoming, self.root / key)))
-        for number, (incoming, _) in enumerate(files):
-            if outcomes[number] is True:
-                outcomes[number] = self._guarded(partial(_flush, incoming))
-        for folder in {(self.root / key).parent for (_, key), placed in zip(files, outcomes, strict=True) if placed}:
-            fsync_path(folder)
-        return outcomes
-
-    def _guarded(self, step: Callable[[], bool]) -> bool | Exception:
+        target = self.root / key
         try:
-            return step()
+            if not self._name(incoming, target):
+                return False
+            if isinstance(incoming, Path):
+                fsync_path(incoming)
+                incoming.unlink()
+            else:
+                incoming.sync()
+            fsync_path(target.parent)
         except OSError as error:
-            return self._translated(error)
-        except RegisError as error:
-            return error
+            raise self._translated(error) from error
+        return True
 
     def _name(self, incoming: Incoming | Path, target: Path) -> bool:
         if isinstance(incoming, Incoming):

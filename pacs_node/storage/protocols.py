@@ -1,6 +1,6 @@
 """What the node asks of a store of instances. Keys are relative POSIX paths of validated UIDs, on S3 too."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -24,9 +24,6 @@ class Storage(Protocol):
 
         Raises: TransientError("storage-full").
         """
-
-    def place_all(self, files: Sequence[tuple[Incoming | Path, str]]) -> list[bool | Exception]:
-        """:meth:`place` for several, each with its own outcome, which may be what :meth:`place` would raise."""
 
     def open(self, key: str) -> BinaryIO:
         """The file at ``key``, seekable, fetched back from another tier if need be.

@@ -13,10 +13,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
@@ -115,12 +113,8 @@ class S3Storage(FilesystemStorage):
 
     # Writing
 
-    def place_all(self, files: Sequence[tuple[Incoming | Path, str]]) -> list[bool | Exception]:
-        """Upload the files and have the store confirm each; False where the key is taken (that file stays)."""
-        with ThreadPoolExecutor(max_workers=min(len(files), 8)) as pool:
-            return list(pool.map(lambda file: self._guarded(partial(self._place, *file)), files))
-
-    def _place(self, incoming: Incoming | Path, key: str) -> bool:
+    def place(self, incoming: Incoming | Path, key: str) -> bool:
+        """Upload the file to ``key`` and have the store confirm it; False when the key is taken (the file stays)."""
         if isinstance(incoming, Path):
             fsync_path(incoming)
             path = incoming

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, cast
 
 import structlog
 from django.db import IntegrityError, OperationalError, transaction
@@ -130,21 +130,49 @@ def _first(content: BinaryIO) -> bytes:
     return b"".join(pieces)
 
 
+@dataclass(frozen=True)
+class Described:
+    """What a received file says of itself."""
+
+    header: Header
+    rows: IndexRows
+
+
+def _describe(incoming: Incoming, source: Source, *, more_to_come: bool = False) -> Described:
+    reader = cast(BinaryIO, incoming.reader())
+    header = read_header(reader, default_charset=source.default_character_set, more_to_come=more_to_come)
+    return Described(header, index_rows(header, default_issuer=source.default_issuer))
+
+
+def foresee(incoming: Incoming, source: Source) -> Described | None:
+    """What a file of which the beginning is there says of itself, while the peer still sends its pixels.
+
+    It holds if the file ends where it says. None if more is needed; whether the file is sound is not judged here.
+    """
+    try:
+        return _describe(incoming, source, more_to_come=True)
+    except PermanentError:
+        return None
+
+
 def take_in(
     incoming: Incoming,
     source: Source,
     *,
     expected_sop_class: str | None = None,
     expected_sop_instance: str | None = None,
+    foreseen: Described | None = None,
     journal: bool = False,
 ) -> Ingested:
     """:func:`ingest` for what has been received; the caller closes ``incoming``.
 
-    ``journal``: its meta group is the sender's, so the study's journal has to say where it came from.
+    ``foreseen``: what :func:`foresee` said. ``journal``: its meta group is the sender's, so the study's journal has to
+    say where it came from.
     """
-    header = read_header(incoming.reader(), default_charset=source.default_character_set)  # type: ignore[arg-type]
+    if foreseen is None or foreseen.header.total_length != incoming.size:
+        foreseen = _describe(incoming, source)
+    header, rows = foreseen.header, foreseen.rows
     _check(header, expected_sop_class, expected_sop_instance)
-    rows = index_rows(header, default_issuer=source.default_issuer)
     rows.instance.update(dataset_sha256=incoming.dataset_sha256(), source_ae_title=source.ae_title[:64])
     try:
         with _turns[hash(header.sop_instance_uid) % len(_turns)]:
@@ -169,19 +197,20 @@ def _check(header: Header, expected_sop_class: str | None, expected_sop_instance
 def _store(incoming: Incoming, header: Header, rows: IndexRows, source: Source, *, journal: bool) -> Ingested:
     """Give the file its name, then index it. Nearly all are new; what is not costs a second look."""
     key = instance_key(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-    incoming.write_out()
     if journal:
         storage().append_journal(header.study_instance_uid, _line("stored", key, header, rows, source))
     for _ in range(4):
-        entry = Entry(rows, key, incoming)
-        try:
-            commit(entry)
-        except IntegrityError:
-            log.info("instance-known-elsewhere", sop_instance_uid=header.sop_instance_uid)
-        if entry.instance_key:
-            return Ingested(entry.instance_key, "stored")
+        placed = storage().place(incoming, key)
+        if placed:
+            entry = Entry(rows, key)
+            try:
+                commit(entry)
+            except IntegrityError:
+                log.info("instance-known-elsewhere", sop_instance_uid=header.sop_instance_uid)
+            else:
+                return Ingested(entry.instance_key, "stored")
         taken = _store_known(incoming, header, rows, source, key)
-        if not entry.taken and not Instance.objects.filter(path=key).exists():
+        if placed and not Instance.objects.filter(path=key).exists():
             storage().remove(key)  # only now: a nameless file that lost its only name cannot get another
         if taken is not None:
             return taken

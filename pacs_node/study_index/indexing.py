@@ -1,6 +1,5 @@
 """Putting instances into the index: those that several associations bring at once become durable by one commit."""
 
-import json
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -13,8 +12,6 @@ from django.utils import timezone
 
 from gateway.actions import record_conflict, record_held
 from gateway.protocols import HeldInstance
-from pacs_node.storage.filesystem import storage
-from pacs_node.storage.incoming import Incoming
 from pacs_node.study_index.attributes import IndexRows
 from pacs_node.study_index.models import Instance, Series, Study
 
@@ -24,21 +21,18 @@ _REMEMBERED: Final = 4096
 
 @dataclass(eq=False)
 class Entry:
-    """An instance on its way into the index; afterwards it has an ``instance_key``, or ``key`` was ``taken``.
+    """An instance whose file lies at ``key``, on its way into the index; afterwards it has an ``instance_key``.
 
-    ``incoming``: its file, which has yet to be brought to ``key``; None when it lies there.
     ``conflicts_with``: the data set digest of the instance that has its UID, when it is kept as a variant.
     """
 
     rows: IndexRows
     key: str
-    incoming: Incoming | None = None
     is_variant: bool = False
     conflicts_with: str = ""
-    taken: bool = False
     instance_key: int = 0
     series_key: int = 0
-    error: Exception | None = None
+    error: DatabaseError | None = None
     done: bool = field(default=False, repr=False)
 
 
@@ -68,24 +62,12 @@ class GroupCommit:
                         member.done = True
         if entry.error is not None:
             raise entry.error
-        if not entry.instance_key and not entry.taken:
+        if not entry.instance_key:
             raise OperationalError("the commit that this instance was part of was broken off")
 
 
-def write_entries(batch: list[Entry]) -> None:
-    """Files first, made durable together, then their rows: the order that a crash may interrupt anywhere."""
-    unplaced = [entry for entry in batch if entry.incoming is not None]
-    files = [(entry.incoming, entry.key) for entry in unplaced if entry.incoming is not None]
-    for entry, placed in zip(unplaced, storage().place_all(files) if files else [], strict=True):
-        entry.taken = placed is False
-        entry.error = placed if isinstance(placed, Exception) else None
-    _write_rows([entry for entry in batch if not entry.taken and entry.error is None])
-
-
-def _write_rows(batch: list[Entry]) -> None:
+def write_rows(batch: list[Entry]) -> None:
     """One transaction for all; where it fails, one for each, so that nobody fails for a neighbour."""
-    if not batch:
-        return
     try:
         with transaction.atomic():
             for entry in batch:
@@ -99,13 +81,13 @@ def _write_rows(batch: list[Entry]) -> None:
             batch[0].error = error
             return
         for entry in batch:
-            _write_rows([entry])
+            write_rows([entry])
         return
     for entry in batch:
         _remember(entry.rows)
 
 
-commit = GroupCommit(write_entries)
+commit = GroupCommit(write_rows)
 
 
 def _insert(entry: Entry) -> None:
@@ -204,7 +186,7 @@ _merged_lock = threading.Lock()
 
 
 def _fingerprint(rows: IndexRows) -> str:
-    return json.dumps([rows.study, rows.series], sort_keys=True, ensure_ascii=False)
+    return repr((rows.study, rows.series))
 
 
 def _is_remembered(rows: IndexRows) -> bool:
