@@ -116,6 +116,23 @@
     return response;
   };
 
+  // A video element fetches by itself and sends no token, so what is ours is fetched for it.
+  const source = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "src");
+  Object.defineProperty(HTMLMediaElement.prototype, "src", {
+    ...source,
+    set(address) {
+      if (!address || !token() || !isOurs(address)) {
+        source.set.call(this, address);
+        return;
+      }
+      window
+        .fetch(address, { headers: { Accept: "video/*" } })
+        .then((response) => (response.ok ? response.blob() : Promise.reject(new Error(`${response.status}`))))
+        .then((blob) => source.set.call(this, URL.createObjectURL(blob)))
+        .catch(() => this.dispatchEvent(new Event("error")));
+    },
+  });
+
   window.config = {
     routerBasename: "/viewer",
     showStudyList: true,
@@ -147,6 +164,7 @@
           enableStudyLazyLoad: true,
           omitQuotationMarkForMultipartRequest: true,
           bulkDataURI: { enabled: true },
+          singlepart: "video",
         },
       },
     ],
