@@ -220,10 +220,11 @@ def _storage_health() -> str:
 
 
 def _dicom_health() -> str:
-    if not config().dicom_port:
+    port = config().dicom_port or config().dicom_tls_port
+    if not port:
         return "ok"
     try:
-        socket.create_connection((config().dicom_host, config().dicom_port), timeout=2).close()
+        socket.create_connection((config().dicom_host, port), timeout=2).close()
     except OSError as error:
         return f"does not listen: {os.strerror(error.errno or 0)}"
     return "ok"

@@ -103,8 +103,7 @@ class Channel:
         try:
             self.socket.settimeout(self.timeout)
             if isinstance(self.socket, ssl.SSLSocket):
-                for piece in pieces:
-                    self.socket.sendall(piece)
+                self.socket.sendall(b"".join(pieces))
                 return
             views = [memoryview(piece) for piece in pieces]
             first = 0
@@ -144,6 +143,8 @@ class Channel:
                 offset, length = offset + sent, length - sent
         except TimeoutError as error:
             raise self._over("timed-out", "the peer takes nothing in") from error
+        except ValueError as error:
+            raise self._over("connection-lost", "the socket is closed") from error
         except OSError as error:
             raise self._over("connection-lost", error.strerror or str(error)) from error
 
@@ -282,7 +283,8 @@ def borrowed(association: Association) -> Iterator[Channel]:
         try:
             yield channel
         finally:
-            wrapper.socket.settimeout(association.network_timeout)
+            if wrapper.socket is not None:  # another thread may have ended the association
+                wrapper.socket.settimeout(association.network_timeout)
             dul._idle_timer.restart()
             if channel.ended:
                 dul.event_queue.put("Evt17")  # transport connection closed

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Final
@@ -27,6 +28,8 @@ _BUFFER_BYTES: Final = 1 << 20
 _WORTH_A_CALL_BYTES: Final = 32 << 10
 _READ_AHEAD_BYTES: Final = 8 << 20
 _LOOK_UP_EVERY_BYTES: Final = 16 << 20
+_ANSWER_SECONDS: Final = 300.0
+_LOOK_UP_SECONDS: Final = 0.5
 _WARNINGS: Final = range(0xB000, 0xC000)
 _OTHER_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
 _transcoding = threading.BoundedSemaphore(2)
@@ -164,6 +167,7 @@ def _send(
     _send_dataset(channel, context.context_id, request, file, start, manner.is_cancelled)
     if manner.meanwhile is not None:
         manner.meanwhile()
+    _wait_for_answer(channel, manner)
     answer = channel.receive()
     if (
         answer.field != upper_layer.C_STORE_RQ | upper_layer.RESPONSE
@@ -172,6 +176,14 @@ def _send(
         channel.abort(upper_layer.UNEXPECTED_PDU)
         raise TransientError("protocol-error", "the peer answered something else than what it was asked")
     return Sent(int(answer.command.get("Status", _NOT_POSSIBLE)), str(answer.command.get("ErrorComment", "")))
+
+
+def _wait_for_answer(channel: Channel, manner: Manner) -> None:
+    """Peers answer once an object is on their disk, which may take long for a large one; cancelling need not wait."""
+    deadline = time.monotonic() + max(channel.timeout, _ANSWER_SECONDS)
+    while not channel.waiting(_LOOK_UP_SECONDS) and time.monotonic() < deadline:
+        if manner.is_cancelled is not None:
+            _stop_if_cancelled(channel, manner.is_cancelled)
 
 
 def _send_dataset(

@@ -86,6 +86,9 @@ class DicomPort(ThreadedAssociationServer):
         address = str(client_address[0])
         try:
             request.settimeout(_HANDSHAKE_SECONDS)
+            if not request.recv(1, socket.MSG_PEEK):  # who only looks whether the port answers
+                request.close()
+                return None
             return self.tls.wrap_socket(request, server_side=True)
         except OSError as error:  # what SSLError is, and the timeout
             log.warning("tls-refused", address=address, reason=str(error))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ MakeNode = Callable[..., NodeProcess]
 Reported = tuple[int, str, list[str], list[tuple[str, int]]]
 
 
-def store(node: NodeProcess, count: int = 2, calling: str = "MODALITY") -> list[Dataset]:
+def store(node: NodeProcess, count: int = 2, calling: str = "MODALITY") -> Sequence[Dataset]:
     sets = ct_series(count)
     entity = AE(ae_title=calling)
     entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
@@ -49,7 +49,7 @@ def request(pairs: list[tuple[str, str]], transaction_uid: str = "") -> Dataset:
     return information
 
 
-def pairs_of(sets: list[Dataset]) -> list[tuple[str, str]]:
+def pairs_of(sets: Sequence[Dataset]) -> list[tuple[str, str]]:
     return [(str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)) for dataset in sets]
 
 

@@ -6,14 +6,14 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG2MPML,
@@ -49,7 +49,7 @@ MOVE, GET = StudyRootQueryRetrieveInformationModelMove, StudyRootQueryRetrieveIn
 UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 
 
-def store(node: NodeProcess, sets: list[Dataset]) -> None:
+def store(node: NodeProcess, sets: Sequence[Dataset]) -> None:
     """By one association for each class and syntax, as a modality would."""
     kinds = sorted({(str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID)) for dataset in sets})
     for start in range(0, len(kinds), 120):
@@ -111,6 +111,12 @@ def receiver(node_process: NodeProcess) -> Iterator[Callable[..., Receiver]]:
     yield make
     for one in made:
         one.server.shutdown()
+
+
+def after_a_while(_event: evt.Event) -> int:
+    """Success, but not at once."""
+    time.sleep(0.1)
+    return 0
 
 
 def keys(level: str = "STUDY", **values: str) -> Dataset:
@@ -308,7 +314,7 @@ def test_what_the_node_has_let_go_of_fails_by_name(
 
 def test_a_move_is_cancelled_in_its_midst(node_process: NodeProcess, receiver: Callable[..., Receiver]) -> None:
     one = receiver("SLOW")
-    one.status = lambda event: time.sleep(0.1) or 0
+    one.status = after_a_while
     sets = ct_series(40)
     store(node_process, sets)
     association = open_association(node_process)
@@ -320,6 +326,7 @@ def test_a_move_is_cancelled_in_its_midst(node_process: NodeProcess, receiver: C
     association.release()
     remaining, completed, failed, _ = counts(statuses[-1])
     assert statuses[-1].Status == 0xFE00
+    assert remaining is not None
     assert (completed + remaining, failed) == (40, 0)
     assert len(one.sets) == completed < 10
 
@@ -407,7 +414,7 @@ def test_an_association_that_the_destination_drops_is_opened_again_for_the_rest(
 
 def test_an_asker_that_goes_away_ends_its_move(node_process: NodeProcess, receiver: Callable[..., Receiver]) -> None:
     one = receiver("LONGER")
-    one.status = lambda event: time.sleep(0.1) or 0
+    one.status = after_a_while
     sets = ct_series(30)
     store(node_process, sets)
     association = open_association(node_process)
@@ -421,13 +428,13 @@ def test_an_asker_that_goes_away_ends_its_move(node_process: NodeProcess, receiv
     assert len(one.sets) < 20
 
 
-def as_stored(sets: list[Dataset], syntax: UID) -> list[Dataset]:
+def as_stored(sets: Sequence[Dataset], syntax: UID) -> Sequence[Dataset]:
     for dataset in sets:
         dataset.file_meta.TransferSyntaxUID = syntax
     return sets
 
 
-def colour_jpeg() -> tuple[Dataset, np.ndarray]:
+def colour_jpeg() -> tuple[FileDataset, np.ndarray]:
     """A JPEG baseline image of 64×48 in YBR, and its RGB pixels as encoded from."""
     pil = pytest.importorskip("PIL.Image")
     rows, columns = np.mgrid[0:48, 0:64]
@@ -469,11 +476,11 @@ def test_a_peer_that_refuses_the_stored_syntax_gets_the_same_pixels_uncompressed
     status, _ = move(node_process, keys(StudyInstanceUID=study), one.ae_title)[-1]
     assert (status.Status, status.NumberOfCompletedSuboperations) == (0, 3)
     assert {str(dataset.SOPInstanceUID): dataset.PixelData for dataset in one.sets} == expected
-    for dataset in one.sets:
-        assert dataset.file_meta.TransferSyntaxUID == target
-        assert dataset.AnatomicRegionSequence[0].CodeMeaning == "голова"
-        assert str(dataset.PatientName) == str(plain.PatientName)
-        assert "LossyImageCompression" not in dataset
+    for received in one.sets:
+        assert received.file_meta.TransferSyntaxUID == target
+        assert received.AnatomicRegionSequence[0].CodeMeaning == "голова"
+        assert str(received.PatientName) == str(plain.PatientName)
+        assert "LossyImageCompression" not in received
     log = node_process.log.read_text()
     assert f"decoded from {JPEGLSLossless} to {target}" in log
     rows = node_process.sql("SELECT detail FROM clinic_auditentry WHERE action = 'study.sent' AND entity = ?", study)

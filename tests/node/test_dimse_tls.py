@@ -1,9 +1,11 @@
 """DICOM over TLS with certificates on both sides, by DCMTK and by a node against a node."""
 
+import json
 import socket
 import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -111,8 +113,8 @@ def test_a_peer_without_a_certificate_or_with_a_strangers_is_turned_away_and_sho
     assert dcmtk("echoscu", port, "+tla", "+cf", authority.path, "").returncode != 0
     assert dcmtk("echoscu", port, "+tls", *strangers, "+cf", authority.path, "").returncode != 0
     assert dcmtk("echoscu", port, "").returncode != 0
-    rows = node.sql("SELECT reason, attempts FROM clinic_refusedassociation")
-    assert rows == [("the TLS handshake failed", 3)]
+    counted = "SELECT reason, attempts FROM clinic_refusedassociation"
+    wait_until(lambda: node.sql(counted) == [("the TLS handshake failed", 3)], 10, "all three are counted")
     assert node.dcmtk(need("echoscu")).returncode == 0
 
 
@@ -157,6 +159,9 @@ def test_the_plain_port_can_be_switched_off(make_node: MakeNode, authority: Auth
     assert port_is_free(plain)
     key, certificate = authority.issue("modality")
     assert dcmtk("echoscu", port, "+tls", key, certificate, "+cf", authority.path, "").returncode == 0
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.http_port}/healthz") as answer:
+        assert json.load(answer)["parts"]["dicom"] == "ok"
+    assert node.sql("SELECT count(*) FROM clinic_refusedassociation") == [(0,)]
 
 
 def test_a_missing_setting_is_named_and_nothing_is_served(make_node: MakeNode) -> None:
