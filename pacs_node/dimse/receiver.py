@@ -227,6 +227,7 @@ class Receiver:
             if is_last:
                 arriving, self._arriving = self._arriving, None
                 self._answer(arriving.request, **arriving.finish())
+                arriving.prepare_next()
             return
         if len(self._command) + length > upper_layer.LARGEST_COMMAND_BYTES:
             raise PermanentError("invalid-pdu", "a command set that is too long")

@@ -1,5 +1,6 @@
 """C-STORE: what was answered with success is durable and findable."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from pacs_node.config import storage_sop_classes
 from pacs_node.dimse.admission import peer_of
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.statuses import OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS, refusal, status_dataset
+from pacs_node.storage.filesystem import storage
 from pacs_node.storage.incoming import Incoming
 from pacs_node.study_index.actions import Described, Source, foresee, ingest, receive, take_in
 from standards.errors import PermanentError, RegisError
@@ -87,6 +89,11 @@ class Arriving:
         self._guarded(self._take_in)
         self.close()
         return self._outcome
+
+    def prepare_next(self) -> None:
+        """Use the time that the peer needs for its next instance. What fails here fails then, by name."""
+        with contextlib.suppress(RegisError, OSError):
+            storage().prepare()
 
     def _take_in(self) -> None:
         if self._incoming is None:

@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
+_SPARE = 4
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -51,6 +54,7 @@ class FilesystemStorage:
         self.watermarks = watermarks or Watermarks(Space())
         self.recall: Callable[[str], bool] | None = None
         self.incoming = self.root / "incoming"
+        self._spare: list[Incoming] = []
         self._durable: set[Path] = set()
         self._journal_locks = [threading.Lock() for _ in range(64)]
         self._make_durable(self.incoming)
@@ -67,9 +71,25 @@ class FilesystemStorage:
             raise TransientError("storage-full", f"only {free // 1_000_000} MB are free on the storage")
 
     def receive(self, meta: bytes) -> Incoming:
-        """A file to receive an instance into, beginning with ``meta``. Raises: TransientError("storage-full")."""
+        """A file to receive an instance into, beginning with ``meta``.
+
+        Raises: TransientError("storage-full"), PermanentError("length-out-of-bounds").
+        """
         self.check_space()
-        return Incoming(self.incoming, meta)
+        try:
+            incoming = self._spare.pop()
+        except IndexError:
+            incoming = Incoming(self.incoming)
+        try:
+            return incoming.begin(meta)
+        except PermanentError:
+            incoming.close()
+            raise
+
+    def prepare(self) -> None:
+        """Open the next file to receive into before it is needed: a sender pauses between two instances."""
+        if len(self._spare) < _SPARE:
+            self._spare.append(Incoming(self.incoming))
 
     def place(self, incoming: Incoming | Path, key: str) -> bool:
         """Give the file its name, durably with all its parents; False when the key is taken (the file stays).

@@ -44,7 +44,7 @@ def _give_back(buffer: mmap.mmap) -> None:
 
 
 class Incoming:
-    """A Part 10 file being received: ``meta`` at once, then the data set, piece by piece.
+    """A Part 10 file being received: :meth:`begin` with its meta group, then the data set, piece by piece.
 
     Either :meth:`write` pieces, or receive them into :meth:`room` and say with :meth:`filled` how much came. Use it as
     a context manager: what was not linked to a name is gone at its end, whatever happened.
@@ -52,9 +52,7 @@ class Incoming:
     Raises: TransientError("storage-full") from any call that writes.
     """
 
-    def __init__(self, folder: Path, meta: bytes) -> None:
-        if len(meta) > _STEP:
-            raise PermanentError("length-out-of-bounds", f"a file meta group of {len(meta)} bytes")
+    def __init__(self, folder: Path) -> None:
         self._buffer = _buffer()
         self._view = memoryview(self._buffer)
         self._name: Path | None = None
@@ -62,12 +60,23 @@ class Incoming:
         self._descriptor = self._open(folder)
         self._hash = hashlib.sha256()
         self._start = 0  # where in the file the buffer begins
-        self._fill = len(meta)  # of the buffer
+        self._fill = 0  # of the buffer
         self._written = _BLOCK  # the first block goes last, when the digest in it is known
         self._head = b""
-        self._digest_at = meta.find(DIGEST_TO_COME)
+        self._digest_at = -1
         self._complete = False
+
+    def begin(self, meta: bytes) -> Self:
+        """Preamble and file meta group; the digest of what follows is put where ``meta`` has a place for it.
+
+        Raises: PermanentError("length-out-of-bounds").
+        """
+        if len(meta) > _STEP:
+            raise PermanentError("length-out-of-bounds", f"a file meta group of {len(meta)} bytes")
         self._view[: len(meta)] = meta
+        self._fill = len(meta)
+        self._digest_at = meta.find(DIGEST_TO_COME)
+        return self
 
     def _open(self, folder: Path) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC

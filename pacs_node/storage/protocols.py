@@ -19,6 +19,9 @@ class Storage(Protocol):
     def receive(self, meta: bytes) -> Incoming:
         """A file to receive an instance into, beginning with ``meta``. Raises: TransientError("storage-full")."""
 
+    def prepare(self) -> None:
+        """Get ready for the next :meth:`receive`, while nobody waits."""
+
     def place(self, incoming: Incoming | Path, key: str) -> bool:
         """Bring the file to ``key``, durably with all its parents; False when the key is taken (the file stays).
 

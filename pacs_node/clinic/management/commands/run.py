@@ -37,6 +37,7 @@ class Command(BaseCommand):
         """Run it."""
         configure_logs()
         gc.freeze()  # what was loaded stays: collecting garbage, as pynetdicom does every few seconds, need not walk it
+        gc.set_threshold(50_000, 20, 20)  # an instance makes some thousand objects that die by themselves
         if options["process"] == "gateway":
             runner.run()
         else:
