@@ -324,3 +324,19 @@ def test_a_disk_that_fills_up_refuses_with_a700_and_507_and_takes_again_when_the
         node.stop()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_the_node_tells_the_centre_what_it_holds_itself(region: Region) -> None:
+    held = "from gateway import registry\nprint('held', registry.store().held()[0])"
+    region.deliver()
+    assert region.clinic.python(held).endswith("held 4")
+    region.tier()
+    assert region.clinic.python(held).endswith("held 0")
+    released = region.clinic.sql("SELECT COUNT(*) FROM gateway_outboxentry WHERE kind = 'series.released'")
+    assert released == [(2,)]
+    region.clinic.command("recall", region.uid)
+    assert region.clinic.python(held).endswith("held 4")
+    announced = region.clinic.sql("SELECT COUNT(*) FROM gateway_outboxentry WHERE kind = 'instance.stored'")
+    assert announced == [(4,)]
+    region.deliver()  # what is announced again is not sent again
+    assert region.clinic.sql("SELECT COUNT(*) FROM gateway_delivery WHERE attempts > 1") == [(0,)]
