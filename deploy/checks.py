@@ -26,12 +26,14 @@ MYPY = {
 PEERS = {
     "storescu": "dcmtk",
     "Orthanc": "orthanc",
+    "/usr/share/orthanc/plugins/libOrthancDicomWeb.so": "orthanc-dicomweb",
     "dciodvfy": "dicom3tools",
     "chromium": "chromium",
     "firefox-esr": "firefox-esr",
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
 }
-"""Programs (and the font that browsers draw Cyrillic with) that tests need, and Debian's package of each."""
+"""Programs (and a plugin, and the font that browsers draw Cyrillic with) that tests and benchmarks need, and Debian's
+package of each."""
 
 app = typer.Typer(add_completion=False)
 
