@@ -144,7 +144,6 @@ def measure(targets: list[Target], requests: int) -> bool:
     """Ask, print, and whether Regis kept to the goal."""
     kept = True
     for protocol, make in ASKERS.items():
-        askers = {target.name: make(target) for target in targets}
         print(f"\n{protocol:<16}" + "".join(f"{f'{t.name}, {t.studies} studies':>46}" for t in targets))
         print(f"{'':<16}" + f"{'median':>16}{'p95':>12}{'answers':>18}" * len(targets))
         for kind, keys_of in KINDS.items():
@@ -154,9 +153,10 @@ def measure(targets: list[Target], requests: int) -> bool:
             times: dict[str, list[float]] = {target.name: [] for target in targets}
             found: dict[str, list[int]] = {target.name: [] for target in targets}
             for target in targets:
+                asker = make(target)  # one for these requests: a server may close what rests while others are asked
                 for number in range(requests + 5):
                     keys = keys_of(target.samples[number % len(target.samples)])
-                    took, studies = askers[target.name].ask(keys)
+                    took, studies = asker.ask(keys)
                     if not studies and target is targets[0]:  # Orthanc's capitals are Latin: it misses other names
                         raise RuntimeError(f"{target.name} finds nothing for {keys}")
                     if number >= 5:  # the first ones fill caches
