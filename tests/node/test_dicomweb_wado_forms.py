@@ -14,6 +14,7 @@ from django.test import Client
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -24,6 +25,7 @@ from pacs_node.dicomweb import retrieval
 from pacs_node.study_index.actions import ingest
 from pacs_node.study_index.models import Instance
 from standards.multipart import parse_related
+from standards.part10 import inflate
 from standards.uids import new_uid
 from tests.factories.dicom import compressed, ct_instance, ct_series, encapsulated_pdf, part10
 from tests.node.dicomweb_node import Centre, ct_slice, join, take_in
@@ -180,11 +182,10 @@ def test_the_frames_of_a_deflated_object_inflate_it_once(get: Any, monkeypatch: 
     content = written(dcmread(io.BytesIO(ct_slice(new_uid(), new_uid(), frames=8))), DeflatedExplicitVRLittleEndian)
     at = place(take_in(content).instance)
     inflated = []
-    original = retrieval.inflate
 
     def counted(file: Any, start: int) -> Any:
         inflated.append(start)
-        return original(file, start)
+        return inflate(file, start)
 
     monkeypatch.setattr(retrieval, "inflate", counted)
     for number in range(1, 9):
@@ -239,7 +240,8 @@ def test_compressed_frames_come_in_their_own_media_type(get: Any) -> None:
 def test_a_video_comes_as_the_stream_it_is(get: Any) -> None:
     stream = bytes(range(256)) * 40
     dataset = ct_instance()
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.1.1"
+    dataset.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.77.1.1.1")
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.NumberOfFrames, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 25, 3, "YBR_PARTIAL_420"
     dataset.BitsAllocated = dataset.BitsStored = 8
     dataset.HighBit, dataset.PlanarConfiguration = 7, 0
