@@ -487,6 +487,28 @@ def test_a_peer_that_refuses_the_stored_syntax_gets_the_same_pixels_uncompressed
     assert "decoded from" in str(rows)
 
 
+@pytest.mark.parametrize(
+    ("columns", "syntax"),
+    [
+        ({"quirks": ["uncompressed-only"]}, ExplicitVRLittleEndian),
+        ({"forbidden_transfer_syntaxes": f"{JPEGLSLossless},{ExplicitVRLittleEndian}"}, ImplicitVRLittleEndian),
+        ({}, JPEGLSLossless),
+    ],
+)
+def test_the_registry_says_what_a_destination_is_offered(
+    node_process: NodeProcess, receiver: Callable[..., Receiver], columns: dict[str, Any], syntax: UID
+) -> None:
+    one = receiver(f"SAID{syntax[-2:].strip('.')}", [(CTImageStorage, [*UNCOMPRESSED, JPEGLSLossless])])
+    node_process.admit(one.ae_title, **columns)
+    dataset = ct_series(1)[0]
+    pixels = dataset.PixelData
+    store(node_process, [compressed(dataset)])
+    status, _ = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), one.ae_title)[-1]
+    assert status.Status == 0
+    assert one.sets[0].file_meta.TransferSyntaxUID == syntax
+    assert one.sets[0].PixelData == (dataset.PixelData if syntax == JPEGLSLossless else pixels)
+
+
 def test_big_endian_pixels_are_turned_for_a_peer_that_cannot(
     node_process: NodeProcess, receiver: Callable[..., Receiver]
 ) -> None:
