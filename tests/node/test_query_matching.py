@@ -48,7 +48,7 @@ def index(*values: dict[str, str], level: Level = "STUDY") -> Iterator[list[Stud
     """Studies with these attributes, each with one series and instance, for a while."""
     with transaction.atomic():
         for one in values:
-            header = read_header(io.BytesIO(ct_slice(new_uid(), new_uid(), **one)))
+            header = read_header(io.BytesIO(ct_slice(new_uid(), new_uid(), **one)))  # type: ignore[arg-type]
             rows = index_rows(header)
             study = Study.objects.create(**rows.study)
             series = Series.objects.create(study=study, instances_count=1, **rows.series)
