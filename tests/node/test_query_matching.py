@@ -160,3 +160,40 @@ def test_an_empty_value_is_asked_for_by_two_quotation_marks(monkeypatch: pytest.
         tree: dict[str, object] = {tag("AccessionNumber"): '""'}
         assert found(monkeypatch, "by few rows", tree, empty=True) == {studies[1].pk}
         assert found(monkeypatch, "by few rows", tree) == set()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("level", ["PATIENT", "STUDY", "SERIES", "IMAGE"])
+def test_everything_is_read_once_however_short_the_reads(
+    monkeypatch: pytest.MonkeyPatch, way: str, level: Level
+) -> None:
+    monkeypatch.setattr(queries, "_PAGE", 2)
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(queries, name, value)
+    values = [
+        {"patient_id": patient, "StudyDate": date, "StudyTime": time}
+        for patient in ("A", "B", "C")
+        for date, time in (("20260101", "10"), ("20260101", "10"), ("20260101", ""), ("", ""), ("20260102", "1015"))
+    ]
+    with index(*values):
+        for tree in ({}, {tag("PatientName"): "щег*"}, {tag("PatientAge"): ""}):
+            rows = list(queries.every(search(level, tree), [tag("PatientID"), tag("StudyDate")]))
+            assert len({row.key for row in rows}) == len(rows) == len(values)
+            if level == "PATIENT":
+                assert [row.values[0] for row in rows] == sorted(row.values[0] for row in rows)
+            if level == "STUDY":
+                assert [row.values[1] for row in rows] == sorted((row.values[1] for row in rows), reverse=True)
+            offsets = range(0, len(values), 4)
+            pages = [row.key for offset in offsets for row in queries.page(search(level, tree), [], offset, 4)]
+            assert pages == [row.key for row in rows]
+
+
+def test_what_is_not_held_any_more_leaves_its_place_on_the_page_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with index(*({"StudyDate": f"202601{day:02}"} for day in range(1, 9))) as studies:
+        for study in studies[3:7]:
+            study.series.update(instances_count=0)
+        expected = [studies[place].pk for place in (7, 2, 1, 0)]
+        asked = search("STUDY", {tag("PatientName"): "щег*"})
+        assert [row.key for row in queries.page(asked, [], 0, 3)] == expected[:3]
+        assert [row.key for row in queries.page(asked, [], 1, 3)] == expected[1:]
+        assert [row.key for row in queries.every(asked, [])] == expected
