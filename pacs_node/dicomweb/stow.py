@@ -159,8 +159,10 @@ def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
     broken: RegisError | None = None
     try:
         if media[0].type == DICOM:
-            transaction.take(_Single(_Body(request), kind))
-            broken = transaction.unreadable
+            single = _Single(_Body(request), kind)
+            transaction.take(single)
+            if not single.length:
+                broken = PermanentError("empty-payload", "The message has no body.")
         elif media[0].type != MULTIPART_RELATED:
             transaction.take_described([_Single(_Body(request), kind)], inner)
         elif inner == DICOM:
@@ -210,17 +212,20 @@ class _Single:
         self._body = body
         self.content_type = content_type
         self.headers: dict[str, str] = {}
+        self.length = 0
 
     def read(self, size: int = _CHUNK) -> bytes:
         """Up to ``size`` bytes, b"" at the end."""
-        return self._body.read(size)
+        piece = self._body.read(size)
+        self.length += len(piece)
+        return piece
 
 
 def _type_of(part: Part) -> str:
     return (parse(part.content_type) or parse(DICOM))[0].type
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Transaction:
     """Who stores what into which study, and how it went so far."""
 
@@ -228,8 +233,6 @@ class _Transaction:
     reach: Reach
     study: str
     answer: _Answer
-    unreadable: PermanentError | None = None
-    """Why the last item without a readable header has none."""
 
     def take(self, part: Part | _Single) -> None:
         """Store one part. Raises: PermanentError when the message itself ends too early."""
@@ -276,7 +279,5 @@ class _Transaction:
             self.answer.fail(NOT_AUTHORISED, header)
         except RegisError as error:
             log.warning("stow.item_refused", code=error.code)
-            if header is None and isinstance(error, PermanentError):
-                self.unreadable = error
             self.answer.full = self.answer.full or error.code == "storage-full"
             self.answer.fail(status_of(error), header)

@@ -70,6 +70,13 @@ def test_an_independent_client_stores_finds_and_retrieves(node_process: NodeProc
     assert picture.startswith(b"\x89PNG")
 
 
+def test_no_body_at_all_is_a_bad_request(node_process: NodeProcess, centre: Centre) -> None:
+    address = joined(node_process, centre.key)
+    headers = centre.bearer("*", operations=("store",)) | {"Content-Type": "application/dicom"}
+    answer = httpx.post(f"{address}/dicom-web/studies", content=b"", headers=headers, timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (400, "empty-payload")
+
+
 def test_a_stream_without_a_length_is_stored(node_process: NodeProcess, centre: Centre) -> None:
     address = joined(node_process, centre.key)
     study, series = new_uid(), new_uid()
