@@ -1,5 +1,8 @@
 """Which presentation contexts a peer gets: the first supported transfer syntax in the order that it proposes.
 
+Where a peer is to receive by C-GET, uncompressed goes first: of the syntaxes of a context only one is agreed on, and
+what is stored can always be sent uncompressed, but not compressed in whatever way the peer likes best.
+
 pynetdicom would choose by the acceptor's order, so each proposal is narrowed to the choice before it negotiates.
 Source: PS3.8 7.1.1.13 (the acceptor chooses), PS3.7 D.3.3.4 (roles)
 """
@@ -49,6 +52,10 @@ MESSAGE_SYNTAXES: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN,
 """In which queries and their like travel."""
 
 
+UNCOMPRESSED: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+_VIDEOS: Final = frozenset(f"1.2.840.10008.5.1.4.1.1.77.1.{tail}" for tail in ("1.1", "2.1", "4.1"))
+
+
 @dataclass(frozen=True)
 class SyntaxRules:
     """The transfer syntaxes that objects of a peer may have, and those that are taken first if it offers them."""
@@ -56,11 +63,13 @@ class SyntaxRules:
     storage: frozenset[str]
     preferred: tuple[str, ...] = ()
 
-    def choice(self, abstract_syntax: str, offered: list[str]) -> str | None:
+    def choice(self, abstract_syntax: str, offered: list[str], *, peer_receives: bool = False) -> str | None:
         """The syntax for a proposed context, None where there is none."""
         if abstract_syntax not in storage_sop_classes():
             return next((syntax for syntax in offered if syntax in MESSAGE_SYNTAXES), None)
         first = [syntax for syntax in self.preferred if syntax in offered]
+        if peer_receives and abstract_syntax not in _VIDEOS:
+            first += [syntax for syntax in UNCOMPRESSED if syntax in offered]
         return next((syntax for syntax in (*first, *offered) if syntax in self.storage), None)
 
 
@@ -80,11 +89,13 @@ def rules_for(entity: ApplicationEntity) -> SyntaxRules:
 def narrow(association: Association, rules: SyntaxRules) -> None:
     """Leave pynetdicom one choice for each context that is proposed."""
     supported: dict[str, PresentationContext] = {}
+    receiving = {str(uid) for uid, role in association.requestor.role_selection.items() if role.scp_role}
     for proposed in association.requestor.primitive.presentation_context_definition_list:
         abstract = str(proposed.abstract_syntax)
         if abstract not in SERVICES and abstract not in storage_sop_classes():
             continue
-        choice = rules.choice(abstract, [str(syntax) for syntax in proposed.transfer_syntax])
+        offered = [str(syntax) for syntax in proposed.transfer_syntax]
+        choice = rules.choice(abstract, offered, peer_receives=abstract in receiving)
         known = supported.get(abstract)
         if known is None:
             # Some syntax must be there; where none fits, this one was not proposed, so the context is refused.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -367,6 +368,23 @@ def test_a_get_without_the_role_of_an_scp_fails_with_that_reason(node_process: N
     association.release()
     assert (final.Status, final.NumberOfFailedSuboperations) == (0xA702, 2)
     assert "class-not-negotiated" in final.ErrorComment
+
+
+@pytest.mark.parametrize("option", ["", "+xs", "+xi", "+xb", "+xd", "+xt", "+xv"])
+def test_getscu_gets_all_whatever_it_likes_best(node_process: NodeProcess, tmp_path: Path, option: str) -> None:
+    plain, other = ct_series(2)
+    pixels = {str(plain.SOPInstanceUID): plain.PixelData, str(other.SOPInstanceUID): other.PixelData}
+    store(node_process, [plain, compressed(other)])
+    keys_of_get = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={plain.StudyInstanceUID}")
+    words = [option] if option else []
+    done = node_process.dcmtk(need("getscu"), *words, "-S", "-od", str(tmp_path), *keys_of_get)
+    assert done.returncode == 0, done.stderr
+    received = [dcmread(path) for path in tmp_path.iterdir()]
+    swapped = {uid: np.frombuffer(value, "<u2").astype(">u2").tobytes() for uid, value in pixels.items()}
+    for dataset in received:
+        is_big = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+        assert dataset.PixelData == (swapped if is_big else pixels)[str(dataset.SOPInstanceUID)]
+    assert len(received) == 2
 
 
 def test_a_get_by_patient_comes_back_over_its_own_association(node_process: NodeProcess) -> None:
