@@ -7,13 +7,11 @@ each figure is the median of its runs. The final response must be Success: every
 
 import argparse
 import asyncio
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,8 +20,9 @@ from pydicom import dcmread
 
 from deploy.processes import free_port
 from deploy.supervisor import base_environment
-from tests.bench import store
-from tests.bench.store import NODELAY, ROOT, SENDER, Server, make_images, send
+from tests.bench import _peers as peers
+from tests.bench._peers import NODELAY, ROOT, SENDER, Server, process, program
+from tests.bench.store import make_images, send
 
 RECEIVER = "RECEIVER"
 
@@ -31,7 +30,7 @@ RECEIVER = "RECEIVER"
 @asynccontextmanager
 async def regis(folder: Path, receiver_port: int) -> AsyncIterator[Server]:
     """A node on SQLite, as shipped, that knows the receiver."""
-    async with store.regis(folder) as server:
+    async with peers.regis(folder) as server:
         words = ["admit", RECEIVER, "--host", "127.0.0.1", "--port", str(receiver_port)]
         subprocess.run(
             [sys.executable, "-P", "-m", "deploy", "node", *words],
@@ -46,40 +45,16 @@ async def regis(folder: Path, receiver_port: int) -> AsyncIterator[Server]:
 @asynccontextmanager
 async def orthanc(folder: Path, receiver_port: int) -> AsyncIterator[Server]:
     """Debian's Orthanc with its defaults, that knows the receiver."""
-    port, web = free_port(), free_port()
-    configuration = {
-        "Name": "Bench",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "index"),
-        "Plugins": [],
-        "DicomAet": "ORTHANC",
-        "DicomPort": port,
-        "DicomAlwaysAllowStore": True,
-        "DicomModalities": {
-            "receiver": [RECEIVER, "127.0.0.1", receiver_port],
-            "bench": [SENDER, "127.0.0.1", receiver_port],
-        },
-        "HttpPort": web,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "TcpNoDelay": True,
-        "DicomAssociationCloseDelay": 0,
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-
-    def count() -> int:
-        with urllib.request.urlopen(f"http://127.0.0.1:{web}/statistics") as answer:
-            return int(json.load(answer)["CountInstances"])
-
-    async with store._program([store._path("Orthanc"), str(folder / "orthanc.json")], folder, port):
-        yield Server(port, "ORTHANC", count)
+    known = {"receiver": [RECEIVER, "127.0.0.1", receiver_port], "bench": [SENDER, "127.0.0.1", receiver_port]}
+    async with peers.orthanc(folder, DicomModalities=known, DicomAssociationCloseDelay=0) as server:
+        yield server
 
 
 @asynccontextmanager
 async def receiver(folder: Path, port: int, max_pdu: int) -> AsyncIterator[None]:
     """DCMTK's storescp, a process an association, that keeps nothing."""
-    command = [store._path("storescp"), "--fork", "--ignore", "--accept-all", "-aet", RECEIVER]
-    async with store._program([*command, "--max-pdu", str(max_pdu), str(port)], folder, port):
+    command = [program("storescp"), "--fork", "--ignore", "--accept-all", "-aet", RECEIVER]
+    async with process([*command, "--max-pdu", str(max_pdu), str(port)], folder, port):
         yield
 
 
@@ -92,7 +67,7 @@ def move(server: Server, study: str) -> float:
     begun = time.perf_counter()
     done = subprocess.run(
         [
-            *[store._path("movescu"), "-v", "-S", "-aet", SENDER, "-aec", server.title, "-aem", RECEIVER],
+            *[program("movescu"), "-v", "-S", "-aet", SENDER, "-aec", server.title, "-aem", RECEIVER],
             *["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}", "127.0.0.1", str(server.port)],
         ],
         env=NODELAY,
@@ -114,7 +89,7 @@ async def run(count: int, runs: int, max_pdu: int, scratch: Path) -> None:
     first = next(images.iterdir())
     size, study = first.stat().st_size, str(dcmread(first, stop_before_pixels=True).StudyInstanceUID)
     targets = {"Regis node": regis, "Orthanc": orthanc}
-    if not store._path("Orthanc"):
+    if not program("Orthanc"):
         print("Orthanc is not installed and is left out.")
         del targets["Orthanc"]
     print(f"{count} instances of {size / 1e6:.2f} MB, {runs} runs each, interleaved, median; MB a second\n", flush=True)
@@ -147,7 +122,7 @@ def main() -> None:
     parser.add_argument("--max-pdu", type=int, default=131072, help="the longest PDU that the receiver takes, in bytes")
     parser.add_argument("--dir", type=Path, default=ROOT / "var" / "bench", help="a folder on the disk to measure")
     chosen = parser.parse_args()
-    if not (store._path("movescu") and store._path("storescp") and store._path("storescu")):
+    if not (program("movescu") and program("storescp") and program("storescu")):
         sys.exit("regis bench move: movescu, storescp and storescu are needed (Debian: dcmtk).")
     chosen.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="move-", dir=chosen.dir) as folder:
