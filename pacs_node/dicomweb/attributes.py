@@ -51,7 +51,7 @@ def _name(value: str) -> str:
 def element(tag: str, vr: str, value: Any) -> str:
     """``"tag":{…}`` of a column's value; an empty one leaves ``Value`` out."""
     head = f'"{tag}":{{"vr":"{vr}"'
-    if value is None or value in ("", []):
+    if value is None or value == "" or value == []:
         return head + "}"
     if isinstance(value, int):
         return f'{head},"Value":[{value}]}}'
@@ -157,7 +157,17 @@ class Writer:
         if vr in ("IS", "US"):
             head = f'"{tag}":{{"vr":"{vr}","Value":['
             return lambda row, _: f"{head}{v}]}}" if (v := row.values[position]) is not None else element(tag, vr, "")
-        return lambda row, _: element(tag, vr, row.values[position])
+        if vr == "PN":
+            return lambda row, _: element(tag, vr, row.values[position])
+        start, empty = f'"{tag}":{{"vr":"{vr}","Value":[', element(tag, vr, "")
+
+        def text(row: Row, _counts: Counts) -> str:
+            value = row.values[position]
+            if not value:
+                return empty
+            return element(tag, vr, value) if "\\" in value else f"{start}{encode_basestring(value)}]}}"
+
+        return text
 
     def _zoned(self, parts: dict[str, Part], at: Mapping[str, int]) -> None:
         zone, default = self._asked.zone or 0, zone_of_the_node()
