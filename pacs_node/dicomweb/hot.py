@@ -9,8 +9,11 @@ remembered of a frame holds as long as the very file it was made of lies on the 
 import os
 import re
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Final
 
 from django.db import DatabaseError
@@ -176,7 +179,7 @@ def _made(target: bytes, profile: _Profile, found: re.Match[bytes], reach: Reach
         "X-Content-Type-Options": "nosniff",
         "Server": "regis",
     }
-    lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    lines = [*(f"{name}: {value}" for name, value in fields.items()), "", ""]
     head = "\r\n".join(lines).encode("latin-1") + before
     frame = _Frame(path, (status.st_ino, status.st_size, status.st_mtime_ns), head, ranges, tail)
     with _lock:
@@ -193,8 +196,14 @@ def _opened(frame: _Frame) -> HotAnswer | None:
     if (status.st_ino, status.st_size, status.st_mtime_ns) != frame.identity:
         os.close(descriptor)
         return None
-    parts: list[Segment | OpenFile] = [frame.head]
+    begin = f"HTTP/1.1 200 OK\r\nDate: {_date(int(time.time()))}\r\n".encode("ascii")
+    parts: list[Segment | OpenFile] = [begin + frame.head]
     parts += [OpenFile(descriptor, offset, length) for offset, length in frame.ranges]
     if frame.tail:
         parts.append(frame.tail)
     return HotAnswer(parts, descriptor)
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)

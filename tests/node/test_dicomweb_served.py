@@ -190,6 +190,7 @@ def test_a_frame_asked_for_again_is_checked_again(node_process: NodeProcess, cen
             quick = reader.get(path, headers=mine)
             assert quick.status_code == 200
             body, fields = quick.content, quick.headers
+            assert fields["Date"].endswith("GMT")
             assert body.partition(b"\r\n\r\n")[2][:512] == dcmread(io.BytesIO(content)).PixelData[512:1024]
             assert {name: fields[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")} == {
                 name: slow.headers[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")
