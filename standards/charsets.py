@@ -49,6 +49,7 @@ _CODECS: Final = {
 _STANDALONE: Final = {"GB18030": "gb18030", "GBK": "gbk"}
 _ESCAPE_SEQUENCE = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
 _NUMBERED = re.compile(r"ISO[ _\-]?(?:(2022)[ _\-]?)?(?:IR)?[ _\-]?(\d+)")
+_CANONICAL = re.compile(r"ISO(?:_IR| 2022 IR) (\d+)", re.ASCII)
 
 # What the letters of Russian and its neighbours become, readable rather than reversible.
 _LATIN: Final = {
@@ -109,7 +110,8 @@ def is_known(value: str | Sequence[str] | None) -> bool:
 def _codec(term: str) -> str | None:
     if term in _STANDALONE:
         return _STANDALONE[term]
-    return _CODECS.get(term.rsplit(" ", 1)[-1] if term.startswith("ISO") else term)
+    match = _CANONICAL.fullmatch(term)
+    return _CODECS.get(match[1]) if match else None if term else _CODECS[""]
 
 
 def python_encodings(value: str | Sequence[str] | None) -> list[str]:

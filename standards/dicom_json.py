@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.valuerep import PersonName, format_number_as_ds
@@ -31,7 +32,7 @@ _FLOAT_VRS: Final = frozenset({"DS", "FD", "FL"})
 _GROUPS: Final = ("Alphabetic", "Ideographic", "Phonetic")
 MAX_DEPTH: Final = 64
 _UNREADABLE: Final = (
-    ValueError, TypeError, AttributeError, KeyError, IndexError, LookupError, OverflowError, NotImplementedError,
+    ValueError, TypeError, AttributeError, LookupError, OverflowError, NotImplementedError, BytesLengthException,
 )  # fmt: skip
 
 

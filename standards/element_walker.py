@@ -19,6 +19,7 @@ from standards.errors import PermanentError
 
 MAX_DEPTH: Final = 64
 MAX_KEPT_VALUE: Final = 1 << 20
+MAX_OMITTED: Final = 10_000
 UNDEFINED: Final = 0xFFFFFFFF
 
 _ITEM: Final = 0xFFFEE000
@@ -315,6 +316,8 @@ class Walker:
             self.complete = False
             if depth == 0:
                 self.omitted.append((tag, offset, length))
+                if len(self.omitted) > MAX_OMITTED:
+                    raise PermanentError("too-many-elements", "a data set of this size is not read")
             self.position = end
             return None
         value = self._take(length)

@@ -21,12 +21,13 @@ import pydicom.config
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag
 
 from standards import charsets, transfer_syntaxes
 from standards.element_walker import LONG_VRS, Budget, PixelElement, Walker
 from standards.errors import PermanentError
-from standards.uids import validated_uid
+from standards.uids import named, validated_uid
 
 # pydicom's warnings quote values, and values are patients; what cannot be read is judged here instead.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -42,6 +43,10 @@ IDENTIFYING: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Seri
 MAX_INFLATED: Final = 4 << 30
 _INFLATED_IN_MEMORY: Final = 8 << 20
 _CHUNK: Final = 1 << 16
+UNREADABLE: Final = (
+    ValueError, TypeError, AttributeError, LookupError, NotImplementedError, OverflowError, BytesLengthException,
+)  # fmt: skip
+"""What pydicom raises for a value that is not what its VR says; what it says then quotes the value."""
 _PLAIN_VRS: Final = frozenset({"AE", "AS", "CS", "DA", "DT", "IS", "LO", "SH", "TM", "UI"})
 
 
@@ -102,7 +107,7 @@ def read_header(
     else:
         file_meta, start, syntax = Dataset(), 0, transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):
-        raise PermanentError("unknown-transfer-syntax", syntax[:80] or "none is named")
+        raise PermanentError("unknown-transfer-syntax", named(syntax) or "none is named")
     with _plain(fileobj, start, syntax) as (plain, begin):
         walker = _walker(plain, begin, syntax, default_charset, more_to_come=more_to_come)
         dataset = walker.read_dataset()
@@ -137,7 +142,7 @@ def read_identifier(encoded: bytes, transfer_syntax: str, *, default_charset: st
     """
     syntax = transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):
-        raise PermanentError("unknown-transfer-syntax", syntax[:80] or "none is named")
+        raise PermanentError("unknown-transfer-syntax", named(syntax) or "none is named")
     with _plain(io.BytesIO(encoded), 0, syntax) as (plain, begin):
         return _walker(plain, begin, syntax, default_charset).read_dataset()
 
@@ -166,7 +171,7 @@ def text(dataset: Dataset, keyword: str) -> str:
             return plain
     try:
         value = dataset[tag].value
-    except (ValueError, TypeError, AttributeError, KeyError, LookupError, NotImplementedError, OverflowError):
+    except UNREADABLE:
         # One broken value must not cost the instance; the stored bytes keep it as it came.
         return ""
     if value is None:

@@ -31,8 +31,13 @@ def validated_uid(text: str) -> str:
     """
     uid = text.rstrip("\0 ")
     if not is_valid_uid(uid):
-        raise PermanentError("invalid-uid", f"{uid[:80]!r} is not a DICOM UID")
+        raise PermanentError("invalid-uid", f"'{named(uid)}' is not a DICOM UID")
     return uid
+
+
+def named(text: str) -> str:
+    """What stands in place of a UID, for a log: in a shifted data set that may be a name, so letters are not shown."""
+    return re.sub("[^0-9.]", "?", text[:80])
 
 
 def new_uid() -> str:

@@ -13,7 +13,7 @@ from pydicom.tag import BaseTag
 
 from pacs_node.study_index.models import Instance, Series, Study
 from standards.matching import normal_form
-from standards.part10 import Header, text
+from standards.part10 import UNREADABLE, Header, text
 from standards.person_names import folds, rough_name, sort_key
 
 # What is kept in ``attributes`` beside the columns, for QIDO-RS and C-FIND returns.
@@ -159,7 +159,7 @@ def json_attributes(dataset: Dataset, keywords: tuple[str, ...]) -> dict[str, An
                 found[f"{tag:08X}"] = _raw_json(raw)
             else:
                 found[f"{tag:08X}"] = _without_nul(dataset[tag].to_json_dict(None, 0))
-        except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
+        except UNREADABLE:
             continue  # one broken value must not cost the instance; the stored file keeps it as it came
     return found
 

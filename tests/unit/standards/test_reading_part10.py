@@ -293,3 +293,37 @@ def test_names_and_ids_agree_with_pydicom_on_every_sample(sample_data: Path) -> 
             assert text(ours.dataset, keyword) == expected, (path, keyword)
             compared += 1
     assert compared > 100
+
+
+def test_a_meta_group_whose_values_are_not_what_they_say_is_refused_by_name(image_file: ImageFile) -> None:
+    raw = image_file().getvalue()
+    lying = raw.replace(b"\x02\0\x10\0UI\x14\0", b"\x02\0\x10\0US\x13\0", 1)
+    assert lying != raw
+    assert refusal(io.BytesIO(lying)) in NAMED
+
+
+@pytest.mark.parametrize("terms", [b"ISOn\0\xb5&F\xe9\xb1h 2022 IR 6", b"ISO_IR\t6", b"6", b"base64"])
+def test_a_character_set_of_rubbish_costs_nothing(image_file: ImageFile, terms: bytes) -> None:
+    raw = image_file().getvalue()
+    damaged = raw.replace(element(0x00080005, b"CS", b"ISO_IR 192"), element(0x00080005, b"CS", terms), 1)
+    assert damaged != raw
+    assert text(read_header(io.BytesIO(damaged)).dataset, "PatientName") == "Щёголев-Ящуржинский^Пётр^Ёжикович"
+
+
+def test_millions_of_tiny_elements_cost_bounded_memory() -> None:
+    data = struct.pack("<HH2sH", 9, 0x1001, b"CS", 0) * 700_000
+    tracemalloc.start()
+    assert refusal(io.BytesIO(data), EXPLICIT) == "too-many-elements"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_a_refusal_does_not_tell_what_stands_in_the_place_of_a_uid(image_file: ImageFile) -> None:
+    raw = image_file(StudyInstanceUID="1.2.3.4.5.6").getvalue()
+    shifted = raw.replace(
+        element(0x0020000D, b"UI", b"1.2.3.4.5.6\0"), element(0x0020000D, b"UI", "ЁЖИКОВ^Пётр".encode())
+    )
+    assert shifted != raw
+    with pytest.raises(PermanentError, match=r"^invalid-uid: '[?]+' is not a DICOM UID$"):
+        read_header(io.BytesIO(shifted))
