@@ -18,16 +18,21 @@ from django.db import connection
 from pynetdicom.association import Association
 
 from pacs_node.config import storage_sop_classes
+from pacs_node.dimse import commitment_service
+from pacs_node.dimse.admission import peer_of
+from pacs_node.dimse.channel import LARGEST_MESSAGE_BYTES, Channel, Context, Message
+from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.store import Arriving
 from standards import upper_layer
 from standards.errors import PermanentError, TransientError
+from standards.sop_classes import STORAGE_COMMITMENT_PUSH_MODEL, VERIFICATION
 
 log = structlog.get_logger(__name__)
 
 LARGEST_PDU_BYTES: Final = 4 << 20
 """More than any sane peer sends whatever was negotiated; a PDU can announce 4 GiB."""
 
-_VERIFICATION: Final = "1.2.840.10008.1.1"
+_COMMITMENT: Final = frozenset({upper_layer.N_ACTION_RQ, upper_layer.N_EVENT_REPORT_RQ})
 _SHORTEST_PDU: Final = 10
 """Release and abort have ten bytes; a P-DATA-TF has as many before its first presentation context id."""
 _SUCCESS: Final = 0x0000
@@ -56,10 +61,8 @@ def take_over_when_only_storing(association: Association) -> None:
 
 def _only_stores(association: Association) -> bool:
     accepted = association.accepted_contexts
-    return bool(accepted) and all(
-        context.abstract_syntax == _VERIFICATION or str(context.abstract_syntax) in storage_sop_classes()
-        for context in accepted
-    )
+    quick = {VERIFICATION, STORAGE_COMMITMENT_PUSH_MODEL} | storage_sop_classes()
+    return bool(accepted) and all(str(context.abstract_syntax) in quick for context in accepted)
 
 
 def _run_receiver(association: Association) -> None:
@@ -104,6 +107,10 @@ class Receiver:
         self._command = bytearray()
         self._context_id = 0
         self._arriving: Arriving | None = None
+        self._awaiting: dict[str, Any] | None = None
+        """The command of storage commitment whose data set is on its way into ``_information``."""
+        self._information = bytearray()
+        self._requested: Message | None = None
         self._fill: Callable[[memoryview], None] = self._fill_tls
         if not isinstance(peer, SSLSocket):
             self._fill = self._fill_plain
@@ -192,7 +199,7 @@ class Receiver:
             left -= item
             self._serve_fragment(item - 2)
             if not left:
-                return True
+                return self._requested is None or self._serve_commitment(self._requested)
             if left < upper_layer.PDV_HEADER_BYTES:
                 raise PermanentError("invalid-pdu", "a fragment breaks off in its header")
             item = int.from_bytes(self._read(4), "big")
@@ -217,9 +224,10 @@ class Receiver:
         is_command, is_last = control & 1, control & 2
         if context_id not in self._contexts:
             raise PermanentError("invalid-pdu", f"presentation context {context_id} was not accepted")
-        if bool(is_command) == (self._arriving is not None):
+        expects_data = self._arriving is not None or self._awaiting is not None
+        if bool(is_command) == expects_data:
             raise PermanentError("invalid-pdu", "a command and a data set in each other's place")
-        if (self._command or self._arriving is not None) and context_id != self._context_id:
+        if (self._command or expects_data) and context_id != self._context_id:
             raise PermanentError("invalid-pdu", "a message changes its presentation context")
         self._context_id = context_id
         if self._arriving is not None:
@@ -228,6 +236,15 @@ class Receiver:
                 arriving, self._arriving = self._arriving, None
                 self._answer(arriving.request, **arriving.finish())
                 arriving.prepare_next()
+            return
+        if self._awaiting is not None:
+            if len(self._information) + length > LARGEST_MESSAGE_BYTES:
+                raise PermanentError("invalid-pdu", "a message that is too long")
+            self._information += self._read(length)
+            if is_last:
+                self._requested = Message(context_id, self._awaiting, bytes(self._information))
+                self._awaiting = None
+                self._information.clear()
             return
         if len(self._command) + length > upper_layer.LARGEST_COMMAND_BYTES:
             raise PermanentError("invalid-pdu", "a command set that is too long")
@@ -241,14 +258,42 @@ class Receiver:
         kind = command["CommandField"]
         if "MessageID" not in command and kind != upper_layer.C_CANCEL_RQ:
             raise PermanentError("invalid-command", "MessageID is missing")
-        if command["CommandDataSetType"] != upper_layer.NO_DATASET:
-            abstract_syntax, transfer_syntax = self._contexts[self._context_id]
+        has_data = command["CommandDataSetType"] != upper_layer.NO_DATASET
+        abstract_syntax, transfer_syntax = self._contexts[self._context_id]
+        if kind in _COMMITMENT and abstract_syntax == STORAGE_COMMITMENT_PUSH_MODEL:
+            if has_data:
+                self._awaiting = command
+            else:
+                self._requested = Message(self._context_id, command)
+        elif has_data:
             status = None if kind == upper_layer.C_STORE_RQ else _UNRECOGNISED_OPERATION
             self._arriving = Arriving(self._association, command, abstract_syntax, transfer_syntax, status)
         elif kind == upper_layer.C_ECHO_RQ:
             self._answer(command, Status=_SUCCESS)
         elif kind != upper_layer.C_CANCEL_RQ and not kind & upper_layer.RESPONSE:
             self._answer(command, Status=_UNRECOGNISED_OPERATION)
+
+    def _serve_commitment(self, message: Message) -> bool:
+        """Serve a storage commitment message, which may report over this socket; False when the peer released it."""
+        self._requested = None
+        channel = Channel(
+            self._socket,
+            largest_pdu=self._largest_answer,
+            contexts=tuple(Context(number, *syntaxes) for number, syntaxes in self._contexts.items()),
+            timeout=self._timeout,
+        )
+        try:
+            healthy_connection()
+            commitment_service.serve(channel, peer_of(self._association), message)
+        except TransientError as error:
+            if error.code != "released":
+                raise
+            self._await_close()
+            return False
+        finally:
+            if not isinstance(self._socket, SSLSocket):
+                self._socket.settimeout(None)  # its own timeouts of receiving and sending hold again
+        return True
 
     def _answer(self, request: dict[str, Any], **outcome: Any) -> None:
         answer = {

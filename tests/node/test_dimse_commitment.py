@@ -146,6 +146,29 @@ def test_the_report_comes_over_the_association_of_the_request_where_no_other_way
     assert one.reports == [(1, information.TransactionUID, [str(dataset.SOPInstanceUID) for dataset in sets], [])]
 
 
+def test_images_and_their_commitment_go_over_one_association(modality: Callable[..., Modality]) -> None:
+    one = modality("COMBINED")
+    entity = AE(ae_title="COMBINED")
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    entity.add_requested_context(StorageCommitmentPushModel)
+    association = entity.associate(
+        "127.0.0.1",
+        one.node.dicom_port,
+        ae_title=AE_TITLE,
+        evt_handlers=[(evt.EVT_N_EVENT_REPORT, one.on_report)],
+    )
+    for number in range(1, 4):
+        sets = ct_series(2)
+        assert {association.send_c_store(dataset).Status for dataset in sets} == {0}
+        information = request(pairs_of(sets))
+        status, _ = association.send_n_action(information, 1, StorageCommitmentPushModel, WELL_KNOWN)
+        assert status.Status == 0
+        one.wait(number)
+        assert one.reports[-1][:2] == (1, information.TransactionUID)
+    association.release()
+    assert association.is_released
+
+
 def test_the_report_comes_over_an_association_of_its_own_with_the_roles_turned(
     modality: Callable[..., Modality],
 ) -> None:
