@@ -1,10 +1,11 @@
 """Everything that writes the gateway's tables for others; each call joins the caller's transaction."""
 
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
-from django.db import connection, transaction
+from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.utils import timezone
 
 from gateway.envelope import AssociationRefused, Directory, InstanceConflicted, JoinAnswer, SendStudy
@@ -39,17 +40,24 @@ def record_stored(
 
 def record_held(instances: list[HeldInstance]) -> None:
     """:func:`record_stored` for many at once, and for those that are held already. The node's hottest path is here."""
-    model, now = OutboxEntry._meta, timezone.now()
-    fields = [model.get_field(name) for name in ("kind", "series_key", "instance_key", "body", "occurred_at")]
-    columns = ", ".join(connection.ops.quote_name(field.column) for field in fields)
-    values = [
+    statement, fields = _outbox_statement()
+    here, now = connections[DEFAULT_DB_ALIAS], timezone.now()
+    rows = [
         (INSTANCE_STORED, instance.series_key, instance.instance_key, _body_of(instance), now) for instance in instances
     ]
-    with connection.cursor() as cursor:
+    with here.cursor() as cursor:
         cursor.executemany(
-            f"INSERT INTO {connection.ops.quote_name(model.db_table)} ({columns}) VALUES (%s, %s, %s, %s, %s)",  # noqa: S608
-            [[field.get_db_prep_save(v, connection) for field, v in zip(fields, row, strict=True)] for row in values],
+            statement,
+            [[field.get_db_prep_save(v, here) for field, v in zip(fields, row, strict=True)] for row in rows],
         )
+
+
+@cache
+def _outbox_statement() -> tuple[str, list[Any]]:
+    model, quote = OutboxEntry._meta, connection.ops.quote_name
+    fields = [model.get_field(name) for name in ("kind", "series_key", "instance_key", "body", "occurred_at")]
+    columns = ", ".join(quote(field.column) for field in fields)
+    return f"INSERT INTO {quote(model.db_table)} ({columns}) VALUES (%s, %s, %s, %s, %s)", fields  # noqa: S608
 
 
 def record_conflict(

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-from django.db import DatabaseError, IntegrityError, OperationalError, connection, transaction
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.utils import timezone
 
 from gateway.actions import record_conflict, record_held
@@ -17,6 +25,7 @@ from pacs_node.study_index.models import Instance, Series, Study
 
 _BATCH: Final = 64
 _REMEMBERED: Final = 4096
+_COUNT: Final = f"UPDATE {Series._meta.db_table} SET instances_count = instances_count + %s WHERE id = %s"  # noqa: S608
 
 
 @dataclass(eq=False)
@@ -122,11 +131,12 @@ def _insert_instance(entry: Entry) -> bool:
     rows = entry.rows
     values = {**rows.instance, "path": entry.key, "is_variant": entry.is_variant, "created_at": timezone.now()}
     given = [values[f.name] if f.name in values else f.get_default() for f in fields]
+    here = connections[DEFAULT_DB_ALIAS]  # the proxy that Django offers looks the thread's own up at each use
     given = [
-        value if value is None or isinstance(value, str | int) else f.get_db_prep_save(value, connection)
+        value if value is None or isinstance(value, str | int) else f.get_db_prep_save(value, here)
         for f, value in zip(fields, given, strict=True)
     ]
-    with connection.cursor() as cursor:
+    with here.cursor() as cursor:
         cursor.execute(
             statement,
             [
@@ -146,12 +156,8 @@ def _insert_instance(entry: Entry) -> bool:
 
 def _count(batch: list[Entry]) -> None:
     added = Counter(entry.series_key for entry in batch if not entry.is_variant)
-    table = connection.ops.quote_name(Series._meta.db_table)
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            f"UPDATE {table} SET instances_count = instances_count + %s WHERE id = %s",  # noqa: S608
-            [(count, key) for key, count in added.items()],
-        )
+    with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+        cursor.executemany(_COUNT, [(count, key) for key, count in added.items()])
 
 
 def _announce(batch: list[Entry]) -> None:
