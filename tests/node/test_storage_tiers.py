@@ -13,6 +13,7 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 
+from gateway.keys import node_key, public_text
 from standards.uids import new_uid
 from tests.factories.dicom import Study, _base, ct_series, encapsulated_pdf, write_all
 from tests.node.conftest import NodeProcess, need
@@ -89,22 +90,17 @@ class Region:
 def region(make_node: Callable[..., NodeProcess], tmp_path: Path) -> Region:
     archive = make_node(REGIS_NODE_KIND="archive", REGIS_NODE_NAME="archive")
     clinic = make_node(start=False, REGIS_NODE_NAME="clinic", REGIS_NODE_TIER_AFTER_DAYS="30")
-    key = (
-        "from gateway.keys import node_key, public_text\nfrom pacs_node.config import config\n"
-        "print(public_text(node_key(config().data_dir)))"
-    )
     peers = [
         {"name": name, "kind": kind, "ae_title": "X", "url": f"http://127.0.0.1:{node.http_port}",
-         "public_key": node.python(key)}
+         "public_key": public_text(node_key(node.data_dir))}
         for name, kind, node in (("archive", "archive", archive), ("clinic", "clinic", clinic))
     ]  # fmt: skip
-    for name, node, mirror in (("archive", archive, []), ("clinic", clinic, ["archive"])):
-        directory = json.dumps({"peers": peers, "token_keys": {}, "mirror_to": mirror})
-        node.python(JOIN.format(name=name, directory=directory))
     study = Study()
     write_all([*ct_series(3, study=study), encapsulated_pdf(study=study)], tmp_path / "in")
     clinic.command("import", str(tmp_path / "in"))
-    clinic.python(AGE)
+    for name, node, mirror, more in (("archive", archive, [], ""), ("clinic", clinic, ["archive"], AGE)):
+        directory = json.dumps({"peers": peers, "token_keys": {}, "mirror_to": mirror})
+        node.python(JOIN.format(name=name, directory=directory) + more)
     return Region(archive, clinic, study)
 
 
