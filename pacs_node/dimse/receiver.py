@@ -8,7 +8,6 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable
 from functools import partial
 from ssl import SSLSocket
 from typing import Any, Final
@@ -23,6 +22,7 @@ from pacs_node.dimse.admission import peer_of
 from pacs_node.dimse.channel import LARGEST_MESSAGE_BYTES, Channel, Context, Message
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.store import Arriving
+from pacs_node.dimse.wire import Wire
 from standards import upper_layer
 from standards.errors import PermanentError, TransientError
 from standards.sop_classes import STORAGE_COMMITMENT_PUSH_MODEL, VERIFICATION
@@ -33,8 +33,8 @@ LARGEST_PDU_BYTES: Final = 4 << 20
 """More than any sane peer sends whatever was negotiated; a PDU can announce 4 GiB."""
 
 _COMMITMENT: Final = frozenset({upper_layer.N_ACTION_RQ, upper_layer.N_EVENT_REPORT_RQ})
-_SHORTEST_PDU: Final = 10
-"""Release and abort have ten bytes; a P-DATA-TF has as many before its first presentation context id."""
+_PDU: Final = struct.Struct(">BxLL")
+"""Release and abort have these ten bytes; a P-DATA-TF has as many before its first presentation context id."""
 _SUCCESS: Final = 0x0000
 _UNRECOGNISED_OPERATION: Final = 0x0211
 
@@ -103,7 +103,6 @@ class Receiver:
             context.context_id: (str(context.abstract_syntax), str(context.transfer_syntax[0]))
             for context in association.accepted_contexts
         }
-        self._head = bytearray(_SHORTEST_PDU)
         self._command = bytearray()
         self._context_id = 0
         self._arriving: Arriving | None = None
@@ -111,17 +110,7 @@ class Receiver:
         """The command of storage commitment whose data set is on its way into ``_information``."""
         self._information = bytearray()
         self._requested: Message | None = None
-        self._fill: Callable[[memoryview], None] = self._fill_tls
-        if not isinstance(peer, SSLSocket):
-            self._fill = self._fill_plain
-            seconds, fraction = divmod(self._timeout, 1)
-            peer.settimeout(None)
-            peer.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1_000_000))
-            )
-            peer.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(fraction * 1_000_000))
-            )
+        self._wire = Wire(peer, self._timeout)
 
     def run(self) -> None:
         """Return when the association is over; whatever ends it is logged, unless the peer released it."""
@@ -147,43 +136,26 @@ class Receiver:
         )
 
     def _abort(self, reason: int) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.sendall(upper_layer.abort(reason=reason))
+        with contextlib.suppress(OSError, TransientError):
+            self._wire.send(upper_layer.abort(reason=reason))
 
     # Reading
-
-    def _fill_plain(self, view: memoryview) -> None:
-        """Fill ``view`` by one system call, within the timeout of the socket. Raises: TransientError."""
-        try:
-            count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
-        except BlockingIOError:
-            raise TransientError("timed-out", "the peer is silent") from None
-        if count < len(view):
-            raise TransientError("connection-lost", "the peer closed, or stalled, within a PDU")
-
-    def _fill_tls(self, view: memoryview) -> None:
-        try:
-            count = upper_layer.receive_into(self._socket, view, time.monotonic() + self._timeout)
-        except TimeoutError:
-            raise TransientError("timed-out", "the peer is silent") from None
-        if count < len(view):
-            raise TransientError("connection-lost", "the peer closed within a PDU")
 
     def _serve_pdu(self) -> bool:
         """Read one PDU and do what it says; False when the association is over.
 
         Raises: PermanentError("invalid-pdu"), TransientError "timed-out", "connection-lost", "aborted".
         """
-        head = memoryview(self._head)
+        self._wire.begin()
         try:
-            self._fill(head)
+            kind, length, item = _PDU.unpack(self._wire.exactly(_PDU.size))
         except TransientError as error:
-            if error.code == "connection-lost" and self._arriving is None and not self._command:
+            between = self._arriving is None and self._awaiting is None and not self._command
+            if error.code == "connection-lost" and between and not self._wire.has_begun:
                 return False  # the peer hung up between messages: impolite, but nothing is lost
             raise
-        kind, length, item = struct.unpack(">BxLL", head)
         if kind == upper_layer.RELEASE_RQ and length == 4:
-            self._socket.sendall(upper_layer.RELEASE_RP_PDU)
+            self._wire.send(upper_layer.RELEASE_RP_PDU)
             self._await_close()
             return False
         if kind == upper_layer.ABORT:
@@ -202,25 +174,22 @@ class Receiver:
                 return self._requested is None or self._serve_commitment(self._requested)
             if left < upper_layer.PDV_HEADER_BYTES:
                 raise PermanentError("invalid-pdu", "a fragment breaks off in its header")
-            item = int.from_bytes(self._read(4), "big")
+            item = int.from_bytes(self._wire.exactly(4), "big")
             left -= 4
 
     def _read(self, count: int) -> bytearray:
         data = bytearray(count)
-        if count:
-            self._fill(memoryview(data))
+        self._wire.fill(memoryview(data))
         return data
 
     def _await_close(self) -> None:
-        """The peer closes after a release; should it not, the timeout does."""
         with contextlib.suppress(OSError):
-            self._socket.settimeout(min(self._timeout, 5))
-            self._socket.recv(1)
+            self._wire.await_close(min(self._timeout, 5))
 
     # Messages
 
     def _serve_fragment(self, length: int) -> None:
-        context_id, control = self._read(2)
+        context_id, control = self._wire.exactly(2)
         is_command, is_last = control & 1, control & 2
         if context_id not in self._contexts:
             raise PermanentError("invalid-pdu", f"presentation context {context_id} was not accepted")
@@ -231,7 +200,7 @@ class Receiver:
             raise PermanentError("invalid-pdu", "a message changes its presentation context")
         self._context_id = context_id
         if self._arriving is not None:
-            self._arriving.receive(length, self._fill, is_last=bool(is_last))
+            self._arriving.receive(length, self._wire.fill, is_last=bool(is_last))
             if is_last:
                 arriving, self._arriving = self._arriving, None
                 self._answer(arriving.request, **arriving.finish())
@@ -304,4 +273,4 @@ class Receiver:
             "AffectedSOPInstanceUID": request.get("AffectedSOPInstanceUID"),
             **outcome,
         }
-        self._socket.sendall(upper_layer.message(self._context_id, answer, self._largest_answer))
+        self._wire.send(upper_layer.message(self._context_id, answer, self._largest_answer))

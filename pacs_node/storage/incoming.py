@@ -1,7 +1,7 @@
 """An instance on its way in: hashed as it comes, written past the page cache, without a name until it is whole.
 
 A file that nobody will read for minutes need not push out what somebody reads now, and pages that are written once are
-dear. So whole blocks go to the disk by direct I/O while the peer still sends, where the filesystem can do that.
+dear. So whole blocks go to the disk by direct I/O, where the filesystem can do that.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ from standards.errors import PermanentError, TransientError
 from standards.part10 import DIGEST_TO_COME
 
 _BUFFER: Final = 1 << 20
-_STEP: Final = 1 << 18
+_HEAD: Final = 1 << 18
+"""What stays in memory of a longer file, for reading its header."""
+_HASHED_AT_ONCE: Final = 1 << 18
 _BLOCK: Final = 4096
 _IDLE_BUFFERS: Final = 8
 _NOT_HERE: Final = {errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOENT}
@@ -60,8 +62,7 @@ class Incoming:
         self._descriptor = self._open(folder)
         self._hash = hashlib.sha256()
         self._start = 0  # where in the file the buffer begins
-        self._fill = 0  # of the buffer
-        self._written = _BLOCK  # the first block goes last, when the digest in it is known
+        self._fill = self._hashed = 0  # of the buffer
         self._head = b""
         self._digest_at = -1
         self._complete = False
@@ -71,10 +72,10 @@ class Incoming:
 
         Raises: PermanentError("length-out-of-bounds").
         """
-        if len(meta) > _STEP:
+        if len(meta) > _HEAD:
             raise PermanentError("length-out-of-bounds", f"a file meta group of {len(meta)} bytes")
         self._view[: len(meta)] = meta
-        self._fill = len(meta)
+        self._fill = self._hashed = len(meta)
         self._digest_at = meta.find(DIGEST_TO_COME)
         return self
 
@@ -104,20 +105,21 @@ class Incoming:
     def room(self) -> memoryview:
         """Memory to receive the next piece of the data set into; never empty."""
         if self._fill == _BUFFER:
-            self._flush(_BUFFER)
-            if not self._head:
-                self._head = bytes(self._view[:_STEP])
+            self._hash_up()
+            if not self._start:
+                self._head = bytes(self._view[:_HEAD])
+            # The first block goes last, when the digest that belongs into it is known.
+            skipped = 0 if self._start else _BLOCK
+            self._write(self._start + skipped, self._view[skipped:])
             self._start += _BUFFER
-            self._fill = self._written = 0
+            self._fill = self._hashed = 0
         return self._view[self._fill :]
 
     def filled(self, count: int) -> None:
         """Take over the first ``count`` bytes of :meth:`room`."""
-        self._hash.update(self._view[self._fill : self._fill + count])
         self._fill += count
-        whole = self._fill - self._fill % _STEP
-        if whole > self._written:
-            self._flush(whole)
+        if self._fill - self._hashed >= _HASHED_AT_ONCE:
+            self._hash_up()
 
     def write(self, data: Bytes) -> int:
         """Take over a piece of the data set."""
@@ -130,28 +132,38 @@ class Incoming:
             left = left[len(piece) :]
         return len(data)
 
-    def _flush(self, until: int) -> None:
-        while self._written < until:
-            self._written += self._write_at(self._start + self._written, self._view[self._written : until])
+    def _hash_up(self) -> None:
+        self._hash.update(self._view[self._hashed : self._fill])
+        self._hashed = self._fill
 
-    def _write_at(self, position: int, data: Bytes) -> int:
-        try:
-            return os.pwrite(self._descriptor, data, position)
-        except OSError as error:
-            raise _translated(error) from error
+    def _write(self, position: int, data: memoryview) -> None:
+        while data:
+            try:
+                count = os.pwrite(self._descriptor, data, position)
+            except OSError as error:
+                raise _translated(error) from error
+            position += count
+            data = data[count:]
 
     def write_out(self) -> None:
         """The rest to the disk, with the digest in its place. What is left for durability is :meth:`sync`."""
         if self._complete:
             return
-        if self._direct:
-            self._flush(self._fill - self._fill % _BLOCK)
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)  # the last, broken block cannot go directly
-        self._flush(self._fill)
-        first = bytearray(self._in_memory(0)[:_BLOCK])
+        size, end = self.size, self._fill
+        digest = self.dataset_sha256().encode()
+        first = self._view if not self._start else memoryview(bytearray(self._head[:_BLOCK]))
         if self._digest_at >= 0:
-            first[self._digest_at : self._digest_at + len(DIGEST_TO_COME)] = self.dataset_sha256().encode()
-        self._write_at(0, first)
+            first[self._digest_at : self._digest_at + len(digest)] = digest
+        if self._direct:  # goes by whole blocks only
+            end += -end % _BLOCK
+            self._view[self._fill : end] = bytes(end - self._fill)
+        self._write(self._start, self._view[:end])
+        if end != self._fill:
+            os.ftruncate(self._descriptor, size)
+        if self._start:
+            if self._direct:
+                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)
+            self._write(0, first)
         self._complete = True
 
     def sync(self) -> None:
@@ -166,6 +178,7 @@ class Incoming:
 
     def dataset_sha256(self) -> str:
         """The digest of the data set so far (``standards.digests``)."""
+        self._hash_up()
         return self._hash.hexdigest()
 
     @property
