@@ -1,7 +1,7 @@
 """The HTTP side of a node: one WSGI application on a plain and, with a certificate, a TLS port.
 
-Bodies that are pieces of files go out by ``sendfile``; frames that were asked for before, of a study that the same
-token may read, are answered without Django (``pacs_node.dicomweb.hot``).
+Bodies that are pieces of files go from the page cache to the socket by one buffer a thread. A frame that is asked for
+with a token that may read its study is answered without Django (``pacs_node.dicomweb.hot``).
 """
 
 import select
@@ -44,7 +44,7 @@ class _SegmentsBody:
 
 
 class _Gateway(Gateway_10):
-    """Hands bodies of file pieces to the kernel on plain connections."""
+    """Sends bodies of file pieces by themselves on plain connections."""
 
     def get_environ(self) -> dict[str, Any]:  # type: ignore[override]  # its stubs say that it gives nothing
         """The WSGI environment, with the file wrapper."""
