@@ -1,14 +1,12 @@
 """Taking instances in: durable first, then indexed, then answered."""
 
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, cast
 
 import structlog
 from django.db import IntegrityError, OperationalError, transaction
-from django.db.models import Count
 from django.utils import timezone
 
 from pacs_node.config import config, storage_sop_classes
@@ -17,8 +15,10 @@ from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import instance_key, is_recompressed, is_variant, variant_key
 from pacs_node.study_index.attributes import IndexRows, index_rows
 from pacs_node.study_index.copies import as_received, former_paths, note_recompressed
+from pacs_node.study_index.counts import recount
 from pacs_node.study_index.indexing import Entry, commit
-from pacs_node.study_index.models import Instance, Series
+from pacs_node.study_index.models import Instance
+from pacs_node.study_index.recalling import take_back
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.digests import dataset_sha256, frames_sha256, pixel_sha256
 from standards.errors import PermanentError, TransientError
@@ -223,8 +223,7 @@ def _store_known(incoming: Incoming, header: Header, rows: IndexRows, source: So
     known = list(Instance.objects.filter(sop_instance_uid=header.sop_instance_uid))
     same = next((instance for instance in known if instance.dataset_sha256 == digest), None)
     if same is not None:
-        if same.released_at is None and not storage().exists(same.path):
-            storage().place(incoming, same.path)  # the file was lost outside of Regis: this copy heals it
+        take_back(same, incoming)
         return Ingested(same.pk, "duplicate")
     current = next((instance for instance in known if not instance.is_variant), None)
     if current is None:
@@ -346,15 +345,6 @@ def release(instances: list[Instance]) -> None:
         recount({instance.series_id for instance in held})
     for path in stored:
         storage().remove(path)
-
-
-def recount(series_keys: Iterable[int]) -> None:
-    """Set ``instances_count`` of these series anew. Call it in the transaction that changed what they hold."""
-    keys = list(series_keys)
-    held = Instance.objects.filter(series__in=keys, is_variant=False, released_at=None)
-    counts = dict(held.order_by().values_list("series_id").annotate(count=Count("pk")))
-    for key in keys:
-        Series.objects.filter(pk=key).update(instances_count=counts.get(key, 0))
 
 
 def ensure_digests(instance_key: int) -> Instance:

@@ -9,10 +9,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from gateway.actions import record_stored
+from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.models import Holding, Recompression, StudyRetention
 from pacs_node.storage.stores import storage
-from pacs_node.study_index.actions import recount
 from pacs_node.study_index.copies import as_received, fetch_received, holding_of, received_key
+from pacs_node.study_index.counts import recount
 from pacs_node.study_index.models import Instance
 from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError
@@ -103,6 +104,24 @@ def put_back(instance: Instance, *, damaged: str = "") -> PutBack:
         mark_here(instance)
     log.info(kind, sop_instance_uid=instance.sop_instance_uid, source=place)
     return PutBack(place, aside)
+
+
+def take_back(instance: Instance, incoming: Incoming) -> None:
+    """The received bytes came once more: they stay if the storage let go of them, or lost them outside of Regis.
+
+    Raises: TransientError("storage-full", "storage-unreachable").
+    """
+    holding = holding_of(instance)
+    left = instance.released_at is not None or (holding is not None and holding.away_at is not None)
+    if not left and storage().exists(instance.path):
+        return
+    key = received_key(instance)
+    storage().place(incoming, key)  # a file that is there already is what a release has not removed yet
+    line = {"type": "recalled", "at": timezone.now().isoformat(), "path": key, "from": "sender"}
+    storage().append_journal(instance.series.study.study_instance_uid, line)
+    with transaction.atomic():
+        as_received([instance])
+        mark_here(instance)
 
 
 def _is_whole(key: str, instance: Instance) -> bool:

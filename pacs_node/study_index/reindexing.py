@@ -11,7 +11,8 @@ from django.db import transaction
 
 from pacs_node.storage.models import Holding, StudyRetention
 from pacs_node.storage.stores import storage
-from pacs_node.study_index.actions import bring_in, recount
+from pacs_node.study_index.actions import bring_in
+from pacs_node.study_index.counts import recount
 from pacs_node.study_index.models import Instance, Series, Study
 from pacs_node.study_index.snapshots import restore_let_go
 from standards.errors import PermanentError

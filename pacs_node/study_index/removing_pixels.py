@@ -11,8 +11,8 @@ from gateway.actions import record_released
 from pacs_node.config import config
 from pacs_node.storage.models import Holding
 from pacs_node.storage.stores import storage
-from pacs_node.study_index.actions import recount
 from pacs_node.study_index.copies import as_received, former_paths, other_copies
+from pacs_node.study_index.counts import recount
 from pacs_node.study_index.models import Instance
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.errors import PermanentError

@@ -336,3 +336,19 @@ def test_the_node_tells_the_centre_what_it_holds_itself(region: Region) -> None:
     assert announced == [(4,)]
     region.deliver()  # what is announced again is not sent again
     assert region.clinic.sql("SELECT COUNT(*) FROM gateway_delivery WHERE attempts > 1") == [(0,)]
+
+
+def test_what_left_or_was_given_up_stays_when_it_is_sent_again(region: Region, tmp_path: Path) -> None:
+    region.deliver()
+    region.tier()
+    assert region.content() == {}
+    assert "4 here already" in region.clinic.command("import", str(tmp_path / "in")).stdout
+    assert len(region.content()) == 4
+    assert region.clinic.sql("SELECT COUNT(*) FROM storage_holding WHERE away_at IS NOT NULL") == [(0,)]
+    region.clinic.command("remove_pixels", region.uid)
+    assert len(region.content()) == 1
+    region.clinic.command("import", str(tmp_path / "in"))
+    assert len(region.content()) == 4
+    assert region.clinic.sql("SELECT COUNT(*) FROM study_index_instance WHERE released_at IS NOT NULL") == [(0,)]
+    assert region.clinic.sql("SELECT SUM(instances_count) FROM study_index_series") == [(4,)]
+    assert region.clinic.command("verify", "--once").returncode == 0
