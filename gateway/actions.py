@@ -54,6 +54,7 @@ def record_held(instances: list[HeldInstance]) -> None:
 
 @cache
 def _outbox_statement() -> tuple[str, list[Any]]:
+    fields: list[Any]
     model, quote = OutboxEntry._meta, connection.ops.quote_name
     fields = [model.get_field(name) for name in ("kind", "series_key", "instance_key", "body", "occurred_at")]
     columns = ", ".join(quote(field.column) for field in fields)

@@ -162,9 +162,9 @@ def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str, *, m
 def text(dataset: Dataset, keyword: str) -> str:
     """The value of an element as text, several values joined by backslashes; "" if absent, empty or unreadable."""
     tag = _tag(keyword)
-    if tag not in dataset._dict:
+    raw = dataset._dict.get(tag)
+    if raw is None:
         return ""
-    raw = dataset.get_item(tag)
     if isinstance(raw, RawDataElement) and raw.VR in _PLAIN_VRS and raw.value and raw.value.isascii():
         plain = raw.value.decode("ascii").strip(" \0")  # what the long way below gives, at a tenth of its cost
         if "\\" not in plain:

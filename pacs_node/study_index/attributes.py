@@ -1,5 +1,8 @@
 """From the header of an instance to the rows of the index: which attribute belongs to which level."""
 
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import isfinite
@@ -7,7 +10,7 @@ from typing import Any, Final
 
 from django.db import models
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
@@ -39,76 +42,127 @@ INSTANCE_ATTRIBUTES: Final = (
 )  # fmt: skip
 
 
+# What the columns of study and series are made of.
+_STUDY_AND_SERIES: Final = (
+    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "AccessionNumber", "StudyID",
+    "StudyDescription", "ReferringPhysicianName", "InstitutionName", "SeriesInstanceUID", "Modality", "SeriesNumber",
+    "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined", "StationName",
+    *STUDY_ATTRIBUTES, *SERIES_ATTRIBUTES,
+)  # fmt: skip
+_REMEMBERED: Final = 1024
+
+
 @dataclass(frozen=True)
 class IndexRows:
-    """The column values of the three levels."""
+    """The column values of the three levels. ``origin``: equal for two instances only if study and series are."""
 
     study: dict[str, Any]
     series: dict[str, Any]
     instance: dict[str, Any]
+    origin: Hashable
 
 
 def index_rows(header: Header, *, default_issuer: str = "") -> IndexRows:
-    """What the index keeps of an instance. Values too long for a column are cut; the stored file has them whole."""
+    """What the index keeps of an instance. Values too long for a column are cut; the stored file has them whole.
+
+    Study and series values are made once for all instances that say the same of them: nobody may change them.
+    """
+    dataset = header.dataset
+    origin = (default_issuer, tuple(dataset.original_character_set or ()), _values(dataset, _tags(_STUDY_AND_SERIES)))
+    with _lock:
+        upper = _upper.get(origin)
+    if upper is None:
+        upper = (_study_row(header, default_issuer), _series_row(header))
+        with _lock:
+            _upper[origin] = upper
+            if len(_upper) > _REMEMBERED:
+                _upper.popitem(last=False)
+    return IndexRows(*upper, _instance_row(header), origin)
+
+
+_upper: OrderedDict[Hashable, tuple[dict[str, Any], dict[str, Any]]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _values(dataset: Dataset, tags: Iterable[BaseTag]) -> Hashable:
+    """The values of these elements as they were read, sequences with all that is in them."""
+    elements = dataset._dict
+    return tuple(None if (element := elements.get(tag)) is None else _value(element) for tag in tags)
+
+
+def _value(element: RawDataElement | DataElement) -> Hashable:
+    if isinstance(element, RawDataElement):
+        return element.VR, element.value
+    if element.VR == "SQ":
+        return tuple((tuple(item._dict), _values(item, item._dict)) for item in element.value)
+    return element.VR, str(element.value)
+
+
+def _study_row(header: Header, default_issuer: str) -> dict[str, Any]:
     dataset = header.dataset
     name, physician = text(dataset, "PatientName"), text(dataset, "ReferringPhysicianName")
-    return IndexRows(
-        study=_fitted(
-            Study,
-            {
-                "study_instance_uid": header.study_instance_uid,
-                "patient_id": text(dataset, "PatientID"),
-                "issuer_of_patient_id": text(dataset, "IssuerOfPatientID") or default_issuer,
-                **_name_columns(name),
-                "patient_birth_date": _date(dataset, "PatientBirthDate"),
-                "patient_sex": text(dataset, "PatientSex"),
-                "study_date": _date(dataset, "StudyDate"),
-                "study_time": _time(dataset, "StudyTime"),
-                "timezone_offset_from_utc": text(dataset, "TimezoneOffsetFromUTC"),
-                "accession_number": text(dataset, "AccessionNumber"),
-                "study_id": text(dataset, "StudyID"),
-                "study_description": text(dataset, "StudyDescription"),
-                "referring_physician_name": physician,
-                "referring_physician_name_fold": folds(physician)[0],
-                "referring_physician_name_latin": rough_name(physician),
-                "institution_name": text(dataset, "InstitutionName"),
-                "attributes": json_attributes(dataset, STUDY_ATTRIBUTES),
-            },
-        ),
-        series=_fitted(
-            Series,
-            {
-                "series_instance_uid": header.series_instance_uid,
-                "modality": text(dataset, "Modality"),
-                "series_number": integer(dataset, "SeriesNumber"),
-                "series_description": text(dataset, "SeriesDescription"),
-                "series_date": _date(dataset, "SeriesDate"),
-                "series_time": _time(dataset, "SeriesTime"),
-                "body_part_examined": text(dataset, "BodyPartExamined"),
-                "station_name": text(dataset, "StationName"),
-                "attributes": json_attributes(dataset, SERIES_ATTRIBUTES),
-            },
-        ),
-        instance=_fitted(
-            Instance,
-            {
-                "sop_instance_uid": header.sop_instance_uid,
-                "sop_class_uid": header.sop_class_uid,
-                "transfer_syntax_uid": header.transfer_syntax,
-                "instance_number": integer(dataset, "InstanceNumber"),
-                "number_of_frames": max(integer(dataset, "NumberOfFrames") or 1, 1),
-                "rows": _unsigned(dataset, "Rows"),
-                "columns": _unsigned(dataset, "Columns"),
-                "size": header.total_length,
-                "attributes": json_attributes(dataset, INSTANCE_ATTRIBUTES),
-            },
-        ),
+    return _fitted(
+        Study,
+        {
+            "study_instance_uid": header.study_instance_uid,
+            "patient_id": text(dataset, "PatientID"),
+            "issuer_of_patient_id": text(dataset, "IssuerOfPatientID") or default_issuer,
+            **_name_columns(name),
+            "patient_birth_date": _date(dataset, "PatientBirthDate"),
+            "patient_sex": text(dataset, "PatientSex"),
+            "study_date": _date(dataset, "StudyDate"),
+            "study_time": _time(dataset, "StudyTime"),
+            "timezone_offset_from_utc": text(dataset, "TimezoneOffsetFromUTC"),
+            "accession_number": text(dataset, "AccessionNumber"),
+            "study_id": text(dataset, "StudyID"),
+            "study_description": text(dataset, "StudyDescription"),
+            "referring_physician_name": physician,
+            "referring_physician_name_fold": folds(physician)[0],
+            "referring_physician_name_latin": rough_name(physician),
+            "institution_name": text(dataset, "InstitutionName"),
+            "attributes": json_attributes(dataset, STUDY_ATTRIBUTES),
+        },
     )
 
 
-@lru_cache(1024)
+def _series_row(header: Header) -> dict[str, Any]:
+    dataset = header.dataset
+    return _fitted(
+        Series,
+        {
+            "series_instance_uid": header.series_instance_uid,
+            "modality": text(dataset, "Modality"),
+            "series_number": integer(dataset, "SeriesNumber"),
+            "series_description": text(dataset, "SeriesDescription"),
+            "series_date": _date(dataset, "SeriesDate"),
+            "series_time": _time(dataset, "SeriesTime"),
+            "body_part_examined": text(dataset, "BodyPartExamined"),
+            "station_name": text(dataset, "StationName"),
+            "attributes": json_attributes(dataset, SERIES_ATTRIBUTES),
+        },
+    )
+
+
+def _instance_row(header: Header) -> dict[str, Any]:
+    dataset = header.dataset
+    return _fitted(
+        Instance,
+        {
+            "sop_instance_uid": header.sop_instance_uid,
+            "sop_class_uid": header.sop_class_uid,
+            "transfer_syntax_uid": header.transfer_syntax,
+            "instance_number": integer(dataset, "InstanceNumber"),
+            "number_of_frames": max(integer(dataset, "NumberOfFrames") or 1, 1),
+            "rows": _unsigned(dataset, "Rows"),
+            "columns": _unsigned(dataset, "Columns"),
+            "size": header.total_length,
+            "attributes": json_attributes(dataset, INSTANCE_ATTRIBUTES),
+        },
+    )
+
+
 def _name_columns(name: str) -> dict[str, str]:
-    """The columns of a patient's name: a study's images share it, and folding it costs more than the rest of a row."""
     alphabetic, ideographic, phonetic = folds(name)
     return {
         "patient_name": name,
@@ -153,7 +207,7 @@ def json_attributes(dataset: Dataset, keywords: tuple[str, ...]) -> dict[str, An
     found: dict[str, Any] = {}
     present = dataset._dict
     for tag in (tag for tag in _tags(keywords) if tag in present):
-        raw = dataset.get_item(tag)
+        raw = present[tag]
         try:
             if isinstance(raw, RawDataElement) and len(raw.value or b"") < 256 and (raw.value or b"").isascii():
                 found[f"{tag:08X}"] = _raw_json(raw)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -24,7 +24,7 @@ from pacs_node.study_index.attributes import IndexRows
 from pacs_node.study_index.models import Instance, Series, Study
 
 _BATCH: Final = 64
-_REMEMBERED: Final = 4096
+_REMEMBERED: Final = 1024
 _COUNT: Final = f"UPDATE {Series._meta.db_table} SET instances_count = instances_count + %s WHERE id = %s"  # noqa: S608
 
 
@@ -58,9 +58,9 @@ class GroupCommit:
         """Return when ``entry`` is committed. Raises: what its own writing raised."""
         with self._queue:
             self._waiting.append(entry)
-        while not entry.done:
+        while not self._is_done(entry):
             with self._turn:
-                if entry.done:
+                if self._is_done(entry):
                     break
                 with self._queue:
                     batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
@@ -73,6 +73,10 @@ class GroupCommit:
             raise entry.error
         if not entry.instance_key:
             raise OperationalError("the commit that this instance was part of was broken off")
+
+    @staticmethod
+    def _is_done(entry: Entry) -> bool:
+        return entry.done  # another thread may have made it so
 
 
 def write_rows(batch: list[Entry]) -> None:
@@ -116,7 +120,7 @@ def _statement() -> tuple[str, tuple[Any, ...]]:
     fields = tuple(f for f in Instance._meta.local_concrete_fields if f.name not in ("id", "series"))
     quote = connection.ops.quote_name
     series, study = quote(Series._meta.db_table), quote(Study._meta.db_table)
-    columns = ", ".join(quote(f.column) for f in fields)
+    columns = ", ".join(quote(f.column or f.name) for f in fields)
     values = ", ".join(["%s"] * len(fields))
     return (
         f"INSERT INTO {quote(Instance._meta.db_table)} (series_id, {columns}) "  # noqa: S608  names of our own models
@@ -186,22 +190,18 @@ def _announce(batch: list[Entry]) -> None:
 
 # Study and series rows
 
-_merged: OrderedDict[str, None] = OrderedDict()
-"""Study and series values that the rows have taken over already: all but the first image of a series find theirs."""
+_merged: OrderedDict[Hashable, None] = OrderedDict()
+"""Of which study and series values the rows have taken over: all but the first image of a series find theirs."""
 _merged_lock = threading.Lock()
 
 
-def _fingerprint(rows: IndexRows) -> str:
-    return repr((rows.study, rows.series))
-
-
 def _is_remembered(rows: IndexRows) -> bool:
-    return _fingerprint(rows) in _merged
+    return rows.origin in _merged
 
 
 def _remember(rows: IndexRows) -> None:
     with _merged_lock:
-        _merged[_fingerprint(rows)] = None
+        _merged[rows.origin] = None
         if len(_merged) > _REMEMBERED:
             _merged.popitem(last=False)
 
