@@ -7,6 +7,7 @@ from django.db.models import Count, F, Q, Sum
 from pacs_node.config import NodeConfig, config
 from pacs_node.storage.models import Finding, Holding, Recompression, StudyRetention, VerifyRound
 from pacs_node.storage.stores import storage
+from pacs_node.study_index.models import Instance
 
 _MOST = 200
 
@@ -30,6 +31,8 @@ class StorageState:
     recompressed: int
     spared: int
     left_alone: list[tuple[str, int]] = field(default_factory=list)
+    variants: list[Instance] = field(default_factory=list)
+    """Other contents that came under a used SOP Instance UID, newest first."""
     node: NodeConfig = field(default_factory=config)
 
 
@@ -59,4 +62,9 @@ def storage_state() -> StorageState:
         recompressed=recompressed["count"],
         spared=recompressed["spared"] or 0,
         left_alone=list(reasons.order_by("-count")[:20]),
+        variants=list(
+            Instance.objects.filter(is_variant=True, released_at=None)
+            .select_related("series__study")
+            .order_by("-created_at")[:50]
+        ),
     )

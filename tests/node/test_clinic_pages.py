@@ -1,7 +1,9 @@
 """The node's own pages, logins, roster and audit trail."""
 
+import copy
 import itertools
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -19,8 +21,10 @@ from pacs_node.clinic.models import ApplicationEntity, AuditEntry, LoginGuard, R
 from pacs_node.clinic.roster import apply_roster
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING
 from pacs_node.storage.models import Finding, StudyRetention
+from pacs_node.study_index.actions import ingest
 from pacs_node.study_index.models import Instance
 from standards.uids import new_uid
+from tests.factories.dicom import ct_instance, part10
 from tests.node.dicomweb_node import ct_slice, join, take_in
 
 pytestmark = pytest.mark.django_db
@@ -208,6 +212,21 @@ def test_the_storage_page_shows_what_is_damaged_and_where_studies_are(client: Cl
     for text in ("1 finding", "damaged", "&lt;b&gt;1", "its digest differs", "brought in", "1.2.3", "teaching"):
         assert text in page
     assert "повреждён" in client.get("/storage/", headers={"accept-language": "ru"}).content.decode()
+
+
+def test_the_storage_page_shows_what_was_kept_aside(client: Client, anna: User) -> None:
+    log_in(client, "anna")
+    assert "Kept aside" not in client.get("/storage/").content.decode()
+    first = ct_instance()
+    other = copy.deepcopy(first)
+    other.PixelData = other.PixelData[::-1]
+    assert ingest(BytesIO(part10(first)), source_ae_title="CT1").outcome == "stored"
+    assert ingest(BytesIO(part10(other)), source_ae_title="CT2").outcome == "conflict"
+    page = client.get("/storage/").content.decode()
+    assert "Kept aside" in page
+    assert str(first.SOPInstanceUID) in page
+    assert "CT2" in page
+    assert "Отложено" in client.get("/storage/", headers={"accept-language": "ru"}).content.decode()
 
 
 def test_pages_speak_russian(client: Client, anna: User) -> None:
