@@ -65,6 +65,16 @@ def test_who_has_the_right_deletes_one_a_series_or_all(client: Client, centre: C
     assert sum(len(instances) for instances in told) == 4
 
 
+def test_what_was_deleted_can_be_stored_again(client: Client, centre: Centre) -> None:
+    study, series, sop = new_uid(), new_uid(), new_uid()
+    content = ct_slice(study, series, sop=sop)
+    take_in(content)
+    headers = centre.bearer(study, operations=("delete", "read"))
+    assert client.delete(f"/dicom-web/studies/{study}", headers=headers).status_code == 204
+    take_in(content)
+    assert client.get(f"/dicom-web/studies/{study}/instances", headers=headers).json()[0]["00080018"]["Value"] == [sop]
+
+
 def test_a_pinned_or_undelivered_study_stays(client: Client, centre: Centre) -> None:
     study = new_uid()
     instances = three(study, new_uid())
