@@ -32,6 +32,11 @@ UNRECOGNISED_PARAMETER: Final = 4
 UNEXPECTED_PARAMETER: Final = 5
 INVALID_PARAMETER_VALUE: Final = 6
 
+_REASONS: Final = {"unrecognised-pdu": UNRECOGNISED_PDU, "unexpected-pdu": UNEXPECTED_PDU}
+ESTABLISHED: Final = frozenset({P_DATA_TF, RELEASE_RQ, ABORT})
+"""What may come on an established association (Sta6). Source: PS3.8 9.2.3"""
+_LARGEST_REQUEST_BYTES: Final = 1 << 20
+
 PDU_HEADER_BYTES: Final = 6
 PDV_HEADER_BYTES: Final = 6
 """Item length, presentation context id, message control header."""
@@ -102,6 +107,30 @@ def pdv_header(context_id: int, length: int, *, is_command: bool, is_last: bool)
 def abort(source: int = 2, reason: int = REASON_NOT_SPECIFIED) -> bytes:
     """An A-ABORT PDU; ``source`` 0 is the service user, 2 the provider (only then has ``reason`` a meaning)."""
     return struct.pack(">BxLxxBB", ABORT, 4, source, reason)
+
+
+def reason_of(error: PermanentError) -> int:
+    """The reason of the A-ABORT that answers what ``error`` found wrong."""
+    return _REASONS.get(error.code, INVALID_PARAMETER_VALUE)
+
+
+def check_header(kind: int, length: int, largest: int, expected: frozenset[int] = ESTABLISHED) -> None:
+    """Judge a PDU by its header, before a byte of it is read; ``largest``: of a P-DATA-TF.
+
+    Raises: PermanentError "unrecognised-pdu", "unexpected-pdu" (not one of ``expected``), "invalid-pdu".
+    """
+    if not ASSOCIATE_RQ <= kind <= ABORT:
+        raise PermanentError("unrecognised-pdu", f"{kind:02X} is no type of PDU")
+    if kind not in expected:
+        raise PermanentError("unexpected-pdu", f"a PDU of type {kind:02X} out of turn")
+    if kind == P_DATA_TF:
+        least, most = PDV_HEADER_BYTES, largest
+    elif kind in (ASSOCIATE_RQ, ASSOCIATE_AC):
+        least, most = 68, _LARGEST_REQUEST_BYTES
+    else:
+        least = most = 4
+    if not least <= length <= most:
+        raise PermanentError("invalid-pdu", f"a PDU of type {kind:02X} announces {length} bytes")
 
 
 def message(context_id: int, command: Mapping[str, Any], largest_pdu: int = 0) -> bytes:

@@ -45,7 +45,8 @@ def _refusing_other_classes(association: Association, serve: Callable[[Any, int]
     """pynetdicom aborts on a C-STORE of a class that is none; one broken object must not stop the rest of its study."""
 
     def wrapped(message: Any, context_id: int) -> None:
-        if not isinstance(message, C_STORE) or str(message.AffectedSOPClassUID) in storage_sop_classes():
+        is_request = isinstance(message, C_STORE) and message.is_valid_request
+        if not is_request or str(message.AffectedSOPClassUID) in storage_sop_classes():
             serve(message, context_id)
             return
         log.warning("instance-refused", code="sop-class-not-supported", calling_ae_title=association.requestor.ae_title)

@@ -20,7 +20,7 @@ from pacs_node.config import storage_sop_classes
 from pacs_node.dimse import commitment_service
 from pacs_node.dimse.admission import peer_of
 from pacs_node.dimse.channel import LARGEST_MESSAGE_BYTES, Channel, Context, Message
-from pacs_node.dimse.connections import healthy_connection
+from pacs_node.dimse.connections import drain, healthy_connection
 from pacs_node.dimse.store import Arriving
 from pacs_node.dimse.wire import Wire
 from standards import upper_layer
@@ -33,8 +33,7 @@ LARGEST_PDU_BYTES: Final = 4 << 20
 """More than any sane peer sends whatever was negotiated; a PDU can announce 4 GiB."""
 
 _COMMITMENT: Final = frozenset({upper_layer.N_ACTION_RQ, upper_layer.N_EVENT_REPORT_RQ})
-_PDU: Final = struct.Struct(">BxLL")
-"""Release and abort have these ten bytes; a P-DATA-TF has as many before its first presentation context id."""
+_PDU: Final = struct.Struct(">BxL")
 _SUCCESS: Final = 0x0000
 _UNRECOGNISED_OPERATION: Final = 0x0211
 
@@ -119,7 +118,7 @@ class Receiver:
                 pass
         except PermanentError as error:
             self._end(error.code, error.detail)
-            self._abort(upper_layer.INVALID_PARAMETER_VALUE)
+            self._abort(upper_layer.reason_of(error))
         except TransientError as error:
             self._end(error.code, error.detail)
             if error.code == "timed-out":
@@ -138,32 +137,32 @@ class Receiver:
     def _abort(self, reason: int) -> None:
         with contextlib.suppress(OSError, TransientError):
             self._wire.send(upper_layer.abort(reason=reason))
+        drain(self._socket)
 
     # Reading
 
     def _serve_pdu(self) -> bool:
         """Read one PDU and do what it says; False when the association is over.
 
-        Raises: PermanentError("invalid-pdu"), TransientError "timed-out", "connection-lost", "aborted".
+        Raises: PermanentError "unrecognised-pdu", "unexpected-pdu", "invalid-pdu", "invalid-command",
+            TransientError "timed-out", "connection-lost", "aborted".
         """
         self._wire.begin()
         try:
-            kind, length, item = _PDU.unpack(self._wire.exactly(_PDU.size))
+            kind, length = _PDU.unpack(self._wire.exactly(_PDU.size))
         except TransientError as error:
             between = self._arriving is None and self._awaiting is None and not self._command
             if error.code == "connection-lost" and between and not self._wire.has_begun:
                 return False  # the peer hung up between messages: impolite, but nothing is lost
             raise
-        if kind == upper_layer.RELEASE_RQ and length == 4:
+        upper_layer.check_header(kind, length, LARGEST_PDU_BYTES)
+        item = int.from_bytes(self._wire.exactly(4), "big")
+        if kind == upper_layer.RELEASE_RQ:
             self._wire.send(upper_layer.RELEASE_RP_PDU)
             self._await_close()
             return False
         if kind == upper_layer.ABORT:
             raise TransientError("aborted", "the peer aborted the association")
-        if kind != upper_layer.P_DATA_TF:
-            raise PermanentError("invalid-pdu", f"a PDU of type {kind:02X} out of turn")
-        if not upper_layer.PDV_HEADER_BYTES <= length <= LARGEST_PDU_BYTES:
-            raise PermanentError("invalid-pdu", f"a P-DATA-TF of {length} bytes is announced")
         left = length - 4
         while True:
             if not 2 <= item <= left:

@@ -35,7 +35,8 @@ def prepare_pynetdicom() -> None:
     for uid in sorted(storage_sop_classes()):
         if uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, f"Storage_{uid.replace('.', '_')}", StorageServiceClass)
-    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
+    # What peers do wrong ``connections`` logs in one line each; pynetdicom would add the traces of its own surprise.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
 def entity(settings: NodeConfig) -> AE:
