@@ -1,158 +1,51 @@
-"""C-MOVE and C-GET: counts, statuses, cancelling, transcoding, and peers that misbehave."""
+"""C-MOVE and C-GET: counts, statuses, cancelling, and peers that misbehave."""
 
-import io
-import os
-import struct
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
 from pydicom.uid import (
-    MPEG2MPML,
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGLSLossless,
 )
-from pynetdicom import AE, AllStoragePresentationContexts, build_role, evt
-from pynetdicom.association import Association
+from pynetdicom import build_role, evt
 from pynetdicom.sop_class import (
     CTImageStorage,
     PatientRootQueryRetrieveInformationModelGet,
     PatientRootQueryRetrieveInformationModelMove,
     SecondaryCaptureImageStorage,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
 )
 
-from deploy.processes import free_port, port_is_free, wait_until
-from pacs_node.dimse.destination import proposals
-from pacs_node.dimse.negotiation import SyntaxRules
-from standards.sop_classes import STORAGE_SOP_CLASSES
-from standards.transfer_syntaxes import STORAGE_TRANSFER_SYNTAXES
+from deploy.processes import free_port, wait_until
 from standards.uids import new_uid
 from tests.factories.dicom import Patient, Study, compressed, ct_series
-from tests.node.conftest import AE_TITLE, NodeProcess, need
-
-MOVE, GET = StudyRootQueryRetrieveInformationModelMove, StudyRootQueryRetrieveInformationModelGet
-UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-
-
-def store(node: NodeProcess, sets: Sequence[Dataset]) -> None:
-    """By one association for each class and syntax, as a modality would."""
-    kinds = sorted({(str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID)) for dataset in sets})
-    for start in range(0, len(kinds), 120):
-        entity = AE(ae_title="MODALITY")
-        for sop_class, syntax in kinds[start : start + 120]:
-            entity.add_requested_context(sop_class, syntax)
-        association = entity.associate("127.0.0.1", node.dicom_port, ae_title=AE_TITLE)
-        assert association.is_established
-        for dataset in sets:
-            if (str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID)) in kinds[start : start + 120]:
-                assert association.send_c_store(dataset).Status == 0
-        association.release()
-
-
-@dataclass
-class Receiver:
-    """A Storage SCP that keeps what it gets and behaves as it is told."""
-
-    node: NodeProcess
-    ae_title: str
-    sets: list[Dataset] = field(default_factory=list)
-    requests: list[Any] = field(default_factory=list)
-    associations: int = 0
-    status: Callable[[evt.Event], int] = lambda event: 0
-    server: Any = None
-
-    def listen(self, contexts: list[tuple[str, list[UID]]], *, max_pdu: int = 16382) -> None:
-        entity = AE(ae_title=self.ae_title)
-        entity.maximum_pdu_size = max_pdu
-        for sop_class, syntaxes in contexts:
-            entity.add_supported_context(sop_class, syntaxes)
-        handlers = [(evt.EVT_C_STORE, self._keep), (evt.EVT_ESTABLISHED, self._count)]
-        self.server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        self.node.admit(self.ae_title, host="127.0.0.1", port=self.server.server_address[1])
-
-    def _count(self, _event: evt.Event) -> None:
-        self.associations += 1
-
-    def _keep(self, event: evt.Event) -> int:
-        status = self.status(event)
-        if status in (0, 0xB000):
-            dataset = event.dataset
-            dataset.file_meta = event.file_meta
-            self.sets.append(dataset)
-            self.requests.append(event.request)
-        return status
+from tests.node.conftest import NodeProcess, need
+from tests.node.retrieving import (
+    GET,
+    MOVE,
+    UNCOMPRESSED,
+    Receiver,
+    after_a_while,
+    counts,
+    keys,
+    move,
+    open_association,
+    receivers,
+    store,
+)
 
 
 @pytest.fixture
 def receiver(node_process: NodeProcess) -> Iterator[Callable[..., Receiver]]:
-    made: list[Receiver] = []
-
-    def make(ae_title: str, contexts: list[tuple[str, list[UID]]] | None = None, **more: Any) -> Receiver:
-        one = Receiver(node_process, ae_title)
-        one.listen(contexts or [(CTImageStorage, UNCOMPRESSED)], **more)
-        made.append(one)
-        return one
-
-    yield make
-    for one in made:
-        one.server.shutdown()
-
-
-def after_a_while(_event: evt.Event) -> int:
-    """Success, but not at once."""
-    time.sleep(0.1)
-    return 0
-
-
-def keys(level: str = "STUDY", **values: str) -> Dataset:
-    query = Dataset()
-    query.QueryRetrieveLevel = level
-    for keyword, value in values.items():
-        setattr(query, keyword, value)
-    return query
-
-
-def open_association(node: NodeProcess, model: UID = MOVE, calling: str = "MODALITY", **more: Any) -> Association:
-    entity = AE(ae_title=calling)
-    entity.add_requested_context(model)
-    for sop_class, syntax in more.pop("storage", []):
-        entity.add_requested_context(sop_class, syntax)
-    association = entity.associate("127.0.0.1", node.dicom_port, ae_title=AE_TITLE, **more)
-    assert association.is_established
-    return association
-
-
-def move(node: NodeProcess, query: Dataset, destination: str, model: UID = MOVE) -> list[tuple[Dataset, Any]]:
-    association = open_association(node, model)
-    responses = list(association.send_c_move(query, destination, model))
-    association.release()
-    return responses
-
-
-def counts(status: Dataset) -> tuple[int | None, int, int, int]:
-    """Remaining, completed, failed, warning."""
-    return (
-        status.get("NumberOfRemainingSuboperations"),
-        status.NumberOfCompletedSuboperations,
-        status.NumberOfFailedSuboperations,
-        status.NumberOfWarningSuboperations,
-    )
+    """Make receivers that the shared node knows."""
+    with receivers(node_process) as make:
+        yield make
 
 
 def test_pending_responses_count_down_and_the_last_one_sums_up(
@@ -444,233 +337,3 @@ def test_an_asker_that_goes_away_ends_its_move(node_process: NodeProcess, receiv
     wait_until(lambda: "retrieve-ended-early" in node_process.log.read_text(), 20, "the move ends")
     assert time.monotonic() - time_was < 10
     assert len(one.sets) < 20
-
-
-def as_stored(sets: Sequence[Dataset], syntax: UID) -> Sequence[Dataset]:
-    for dataset in sets:
-        dataset.file_meta.TransferSyntaxUID = syntax
-    return sets
-
-
-def colour_jpeg() -> tuple[FileDataset, np.ndarray]:
-    """A JPEG baseline image of 64×48 in YBR, and its RGB pixels as encoded from."""
-    pil = pytest.importorskip("PIL.Image")
-    rows, columns = np.mgrid[0:48, 0:64]
-    rgb = np.stack((rows * 5, columns * 4, 255 - rows * 5), axis=-1).astype(np.uint8)
-    stream = io.BytesIO()
-    pil.fromarray(rgb).save(stream, "JPEG", quality=95, subsampling=0)
-    (dataset,) = ct_series(1)
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PlanarConfiguration = 48, 64, 3, 0
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit, dataset.PixelRepresentation = 7, 0
-    dataset.PhotometricInterpretation = "YBR_FULL_422"
-    dataset.PixelData = encapsulate([stream.getvalue()])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    return dataset, rgb
-
-
-@pytest.mark.parametrize("target", UNCOMPRESSED)
-def test_a_peer_that_refuses_the_stored_syntax_gets_the_same_pixels_uncompressed(
-    node_process: NodeProcess, receiver: Callable[..., Receiver], target: UID
-) -> None:
-    one = receiver(f"OLD{target[-1]}", [(CTImageStorage, [target])])
-    plain = ct_series(1)[0]
-    study = str(plain.StudyInstanceUID)
-    expected = {str(plain.SOPInstanceUID): plain.PixelData}
-    jpeg_ls = ct_series(1)[0]
-    jpeg_ls.StudyInstanceUID, jpeg_ls.SeriesInstanceUID = study, plain.SeriesInstanceUID
-    expected[str(jpeg_ls.SOPInstanceUID)] = jpeg_ls.PixelData
-    deflated = ct_series(1)[0]
-    deflated.StudyInstanceUID, deflated.SeriesInstanceUID = study, plain.SeriesInstanceUID
-    expected[str(deflated.SOPInstanceUID)] = deflated.PixelData
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "T-D1100", "SRT", "голова"
-    for dataset in (plain, jpeg_ls, deflated):
-        dataset.AnatomicRegionSequence = [item]
-    store(node_process, [plain, compressed(jpeg_ls), *as_stored([deflated], DeflatedExplicitVRLittleEndian)])
-    status, _ = move(node_process, keys(StudyInstanceUID=study), one.ae_title)[-1]
-    assert (status.Status, status.NumberOfCompletedSuboperations) == (0, 3)
-    assert {str(dataset.SOPInstanceUID): dataset.PixelData for dataset in one.sets} == expected
-    for received in one.sets:
-        assert received.file_meta.TransferSyntaxUID == target
-        assert received.AnatomicRegionSequence[0].CodeMeaning == "голова"
-        assert str(received.PatientName) == str(plain.PatientName)
-        assert "LossyImageCompression" not in received
-    log = node_process.log.read_text()
-    assert f"decoded from {JPEGLSLossless} to {target}" in log
-    rows = node_process.sql("SELECT detail FROM clinic_auditentry WHERE action = 'study.sent' AND entity = ?", study)
-    assert "decoded from" in str(rows)
-
-
-@pytest.mark.parametrize(
-    ("columns", "syntax"),
-    [
-        ({"quirks": ["uncompressed-only"]}, ExplicitVRLittleEndian),
-        ({"forbidden_transfer_syntaxes": f"{JPEGLSLossless},{ExplicitVRLittleEndian}"}, ImplicitVRLittleEndian),
-        ({}, JPEGLSLossless),
-    ],
-)
-def test_the_registry_says_what_a_destination_is_offered(
-    node_process: NodeProcess, receiver: Callable[..., Receiver], columns: dict[str, Any], syntax: UID
-) -> None:
-    one = receiver(f"SAID{syntax[-2:].strip('.')}", [(CTImageStorage, [*UNCOMPRESSED, JPEGLSLossless])])
-    node_process.admit(one.ae_title, **columns)
-    dataset = ct_series(1)[0]
-    pixels = dataset.PixelData
-    store(node_process, [compressed(dataset)])
-    status, _ = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), one.ae_title)[-1]
-    assert status.Status == 0
-    assert one.sets[0].file_meta.TransferSyntaxUID == syntax
-    assert one.sets[0].PixelData == (dataset.PixelData if syntax == JPEGLSLossless else pixels)
-
-
-def test_big_endian_pixels_are_turned_for_a_peer_that_cannot(
-    node_process: NodeProcess, receiver: Callable[..., Receiver]
-) -> None:
-    one = receiver("LITTLE", [(CTImageStorage, [ImplicitVRLittleEndian])])
-    dataset = ct_series(1)[0]
-    little = dataset.PixelData
-    dataset.PixelData = np.frombuffer(little, "<u2").astype(">u2").tobytes()
-    dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=False)
-    store(node_process, as_stored([dataset], ExplicitVRBigEndian))
-    status, _ = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), "LITTLE")[-1]
-    assert status.Status == 0
-    assert one.sets[0].PixelData == little
-    assert one.sets[0].Rows == dataset.Rows
-
-
-def test_a_lossy_image_that_is_decoded_stays_marked_as_lossy_and_its_colours_are_right(
-    node_process: NodeProcess, receiver: Callable[..., Receiver]
-) -> None:
-    one = receiver("COLOUR", [(SecondaryCaptureImageStorage, UNCOMPRESSED)])
-    dataset, rgb = colour_jpeg()
-    store(node_process, [dataset])
-    status, _ = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), "COLOUR")[-1]
-    assert status.Status == 0
-    assert "lossy before" in node_process.log.read_text()
-    received = one.sets[0]
-    assert received.LossyImageCompression == "01"
-    assert received.PlanarConfiguration == 0
-    assert received.PhotometricInterpretation in ("RGB", "YBR_FULL")
-    shown = received.pixel_array  # in RGB, as pydicom converts YBR_FULL
-    assert np.abs(shown.astype(int) - rgb.astype(int)).max() < 16
-
-
-def test_pixels_that_are_not_what_their_syntax_says_are_not_passed_off_as_uncompressed(
-    node_process: NodeProcess, receiver: Callable[..., Receiver]
-) -> None:
-    receiver("MISLED", [(SecondaryCaptureImageStorage, UNCOMPRESSED)])
-    dataset, _ = colour_jpeg()
-    dataset["PixelData"].is_undefined_length = False
-    store(node_process, [dataset])
-    status, _ = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), "MISLED")[-1]
-    assert status.Status == 0xA702
-    assert "cannot-transcode" in status.ErrorComment
-
-
-def test_a_video_is_never_decoded_by_surprise(node_process: NodeProcess, receiver: Callable[..., Receiver]) -> None:
-    receiver("NOVIDEO", [(SecondaryCaptureImageStorage, UNCOMPRESSED)])
-    dataset, _ = colour_jpeg()
-    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
-    store(node_process, [dataset])
-    status, identifier = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), "NOVIDEO")[-1]
-    assert status.Status == 0xA702
-    assert identifier.FailedSOPInstanceUIDList == dataset.SOPInstanceUID
-    assert "cannot-transcode" in status.ErrorComment
-
-
-def test_more_than_128_contexts_are_proposed_by_several_associations() -> None:
-    rules = SyntaxRules(frozenset(STORAGE_TRANSFER_SYNTAXES))
-    pairs = [
-        (uid, syntax) for uid in STORAGE_SOP_CLASSES[:70] for syntax in (str(JPEGLSLossless), "1.2.840.10008.1.2.1")
-    ]
-    parts = proposals(pairs, rules)
-    assert [sum(len(contexts) for contexts in part.values()) for part in parts] == [126, 84]
-    assert {uid for part in parts for uid in part} == set(STORAGE_SOP_CLASSES[:70])
-    assert parts[0][STORAGE_SOP_CLASSES[0]] == [
-        (STORAGE_SOP_CLASSES[0], ("1.2.840.10008.1.2.1",)),
-        (STORAGE_SOP_CLASSES[0], (str(JPEGLSLossless),)),
-        (STORAGE_SOP_CLASSES[0], ("1.2.840.10008.1.2",)),
-    ]
-
-
-def test_a_study_of_a_hundred_classes_goes_over_whole(
-    node_process: NodeProcess, receiver: Callable[..., Receiver]
-) -> None:
-    classes = sorted(str(context.abstract_syntax) for context in AllStoragePresentationContexts)[:100]
-    one = receiver("MANY", [(uid, UNCOMPRESSED) for uid in classes])
-    sets = ct_series(len(classes))
-    for dataset, uid in zip(sets, classes, strict=True):
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(uid)
-    store(node_process, sets)
-    status, _ = move(node_process, keys(StudyInstanceUID=sets[0].StudyInstanceUID), "MANY")[-1]
-    assert (status.Status, status.NumberOfCompletedSuboperations) == (0, 100)
-    assert {dataset.SOPClassUID for dataset in one.sets} == set(classes)
-    assert one.associations == 2
-
-
-LARGE_MEGABYTES = int(os.environ.get("REGIS_TEST_LARGE_MEGABYTES", "192"))
-"""An object of 4,000 MB passes too, but takes a minute and as much disk twice."""
-
-
-@pytest.fixture
-def large(node_process: NodeProcess, tmp_path: Path) -> str:
-    """The Study Instance UID of a stored multi-frame object of many megabytes."""
-    (dataset,) = ct_series(1)
-    dataset.NumberOfFrames = LARGE_MEGABYTES * 2
-    dataset.Rows = dataset.Columns = 512
-    del dataset.PixelData
-    path = tmp_path / "large.dcm"
-    dataset.save_as(path, enforce_file_format=True)
-    size = LARGE_MEGABYTES * 2 * 512 * 512 * 2
-    with path.open("ab") as file:
-        file.write(struct.pack("<HH2s2xL", 0x7FE0, 0x0010, b"OW", size))
-        file.truncate(file.tell() + size)
-    done = node_process.dcmtk(need("storescu"), str(path))
-    path.unlink()
-    assert done.returncode == 0, done.stderr
-    return str(dataset.StudyInstanceUID)
-
-
-def memory(node: NodeProcess, key: str) -> float:
-    """Megabytes, as the kernel counts them."""
-    assert node.process is not None
-    status = Path(f"/proc/{node.process.pid}/status").read_text()
-    return int(status.partition(f"{key}:")[2].split()[0]) / 1024
-
-
-def test_a_large_object_passes_through_at_flat_memory(node_process: NodeProcess, large: str, tmp_path: Path) -> None:
-    port = free_port()
-    node_process.admit("SINK", host="127.0.0.1", port=port)
-    sink = subprocess.Popen([need("storescp"), "--ignore", "-aet", "SINK", str(port)], stdout=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: not port_is_free(port), 30, "storescp listens")
-        assert node_process.process is not None
-        Path(f"/proc/{node_process.process.pid}/clear_refs").write_text("5")  # the peak counts from here
-        before = memory(node_process, "VmRSS")
-        keys_of_move = ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={large}")
-        done = node_process.dcmtk(need("movescu"), "-S", "-aem", "SINK", *keys_of_move)
-        assert done.returncode == 0, done.stderr
-        assert memory(node_process, "VmHWM") < before + 30
-    finally:
-        sink.terminate()
-        sink.wait(10)
-
-
-def test_a_move_is_cancelled_within_a_large_object(
-    node_process: NodeProcess, receiver: Callable[..., Receiver], large: str
-) -> None:
-    one = receiver("CRAWLER")  # pynetdicom takes seconds for it
-    association = open_association(node_process)
-    cancel = threading.Timer(0.3, lambda: association.send_c_cancel(5, query_model=MOVE))
-    cancel.start()
-    begun = time.monotonic()
-    final = [s for s, _ in association.send_c_move(keys(StudyInstanceUID=large), "CRAWLER", MOVE, msg_id=5)][-1]
-    took = time.monotonic() - begun
-    association.release()
-    assert (final.Status, counts(final)) == (0xFE00, (1, 0, 0, 0))
-    assert took < 2
-    assert one.sets == []
