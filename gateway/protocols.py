@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
+from standards.digests import Digests
 
 
 class NodeFacts(Protocol):
@@ -85,8 +86,10 @@ class InstanceStore(Protocol):
     def ensure_frames_digest(self, instance_key: int) -> str | None:
         """The canonical frames digest, computed and kept on first call; None where it does not apply."""
 
-    def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str) -> tuple[int, str]:
+    def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str, found: Digests) -> tuple[int, str]:
         """Take one Part 10 file in: durable, indexed, exactly once. Reads ``stream`` to its end (``read`` gives b"").
+
+        ``found``: its digests, computed from these bytes; they are kept with it.
 
         Returns ``(instance_key, outcome)``, outcome being ``stored``, ``duplicate`` or ``conflict``.
         Raises PermanentError for what can never be stored, TransientError for a full disk ("storage-full") or a busy

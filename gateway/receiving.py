@@ -86,7 +86,9 @@ def receive(
             ]
             raise PermanentError("digest-mismatch", f"of {', '.join(differing)}")
         spool.seek(0)
-        _, outcome = registry.store().receive(cast(BinaryIO, spool), source=sender, sop_instance_uid=sop_instance_uid)
+        _, outcome = registry.store().receive(
+            cast(BinaryIO, spool), source=sender, sop_instance_uid=sop_instance_uid, found=found
+        )
     return issue_receipt(state, sender, sop_instance_uid, found, outcome)
 
 

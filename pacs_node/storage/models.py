@@ -34,7 +34,7 @@ class Recompression(models.Model):
     stored_sha256 = models.CharField(max_length=64, blank=True)
     original_transfer_syntax_uid = models.CharField(max_length=64, blank=True)
     original_size = models.PositiveBigIntegerField(default=0)
-    former_path = models.CharField(max_length=255, blank=True)
+    former_path = models.CharField(max_length=400, blank=True)
     at = models.DateTimeField()
 
     class Meta:
@@ -71,7 +71,7 @@ class Finding(models.Model):
         COPY = "copy"
 
     kind = models.CharField(max_length=8, choices=Kind)
-    path = models.CharField(max_length=255)
+    path = models.CharField(max_length=400)
     detail = models.CharField(max_length=500, blank=True)
     resolution = models.CharField(max_length=255, blank=True)
     first_at = models.DateTimeField(auto_now_add=True)

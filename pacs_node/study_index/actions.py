@@ -20,7 +20,7 @@ from pacs_node.study_index.indexing import Entry, commit
 from pacs_node.study_index.models import Instance
 from pacs_node.study_index.recalling import take_back
 from pacs_node.study_index.snapshots import let_go_lines
-from standards.digests import dataset_sha256, frames_sha256, pixel_sha256
+from standards.digests import Digests, dataset_sha256, frames_sha256, pixel_sha256
 from standards.errors import PermanentError, TransientError
 from standards.part10 import Header, Provenance, dataset_offset, read_header, write_file_meta
 from standards.recompression import received
@@ -141,6 +141,8 @@ class Described:
 def _describe(incoming: Incoming, source: Source, *, more_to_come: bool = False) -> Described:
     reader = cast(BinaryIO, incoming.reader())
     header = read_header(reader, default_charset=source.default_character_set, more_to_come=more_to_come)
+    if header.dataset_offset != incoming.dataset_offset:
+        raise PermanentError("not-dicom", "the data set begins with file meta elements, which would change its syntax")
     return Described(header, index_rows(header, default_issuer=source.default_issuer))
 
 
@@ -364,3 +366,10 @@ def ensure_digests(instance_key: int) -> Instance:
         instance.digests_done = True
         instance.save(update_fields=["pixel_sha256", "frames_sha256", "digests_done"])
     return instance
+
+
+def keep_digests(instance_key: int, found: Digests) -> None:
+    """Keep digests that somebody else computed from the received bytes, so that nobody reads them for it again."""
+    Instance.objects.filter(pk=instance_key, dataset_sha256=found.dataset, digests_done=False).update(
+        pixel_sha256=found.pixels, frames_sha256=found.frames, digests_done=True
+    )

@@ -13,7 +13,7 @@ from pacs_node.storage.models import Holding
 from pacs_node.study_index import actions
 from pacs_node.study_index.copies import open_received, recompression_of
 from pacs_node.study_index.models import Instance, Series, Study
-from standards.digests import root_hash
+from standards.digests import Digests, root_hash
 from standards.errors import PermanentError
 
 _BATCH = 500
@@ -152,9 +152,10 @@ class IndexedStore:
         """The canonical frames digest, computed and kept on first call; None where it does not apply."""
         return actions.ensure_digests(instance_key).frames_sha256
 
-    def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str) -> tuple[int, str]:
+    def receive(self, stream: BinaryIO, *, source: str, sop_instance_uid: str, found: Digests) -> tuple[int, str]:
         """Take one Part 10 file in: durable, indexed, exactly once; see ``actions.ingest`` for what it raises."""
         taken = actions.ingest(stream, source_ae_title=source, expected_sop_instance=sop_instance_uid)
+        actions.keep_digests(taken.instance_key, found)
         return taken.instance_key, taken.outcome
 
     def release(self, instance_keys: Iterable[int]) -> None:

@@ -106,7 +106,7 @@ class Instance(models.Model):
     rows = models.PositiveIntegerField(null=True)
     columns = models.PositiveIntegerField(null=True)
     size = models.PositiveBigIntegerField()
-    path = models.CharField(max_length=255, unique=True)
+    path = models.CharField(max_length=320, unique=True)
     source_ae_title = models.CharField(max_length=64, blank=True)
     attributes = models.JSONField(default=dict)
     released_at = models.DateTimeField(null=True)

@@ -401,7 +401,7 @@ def test_a_node_with_zero_retention_lets_go_of_what_is_safe_and_of_nothing_else(
 
     setup.middle.behaviour = refuse_one
     setup.region.take_in(node, tmp_path)
-    sent = node.held()
+    sent = {uid: dataset for uid, (dataset, _) in node.held().items()}
     node.gateway.start()
     wait_until(lambda: set(node.held()) == {stubborn}, 120, "three of four are released")
     setup.middle.behaviour = honest
@@ -409,7 +409,8 @@ def test_a_node_with_zero_retention_lets_go_of_what_is_safe_and_of_nothing_else(
     # The index lets go first, so that no crash leaves a row without its file; the files follow.
     wait_until(lambda: not list((node.directory / "storage").rglob("*.dcm")), 30, "their files are gone")
     at_archive = setup.archive.held()
-    assert {uid: at_archive[uid] for uid in uids} == sent
+    assert {uid: at_archive[uid][0] for uid in uids} == sent
+    assert all(len(at_archive[uid][1]) == 64 for uid in uids)
     setup.wait_for_centre(node)
     released = setup.region.ask(
         "SELECT e.body->'released', e.error FROM federation_inboxevent e JOIN federation_node n ON n.id = e.node_id"
