@@ -15,7 +15,8 @@ from pynetdicom.transport import AssociationSocket, RequestHandler
 from pacs_node.config import storage_sop_classes
 from pacs_node.dimse.connections import PeerSocket
 from pacs_node.dimse.receiver import take_over_when_only_storing
-from pacs_node.dimse.statuses import SOP_CLASS_NOT_SUPPORTED
+from pacs_node.dimse.statuses import DOES_NOT_MATCH_SOP_CLASS, SOP_CLASS_NOT_SUPPORTED
+from standards.uids import named
 
 log = structlog.get_logger(__name__)
 
@@ -45,16 +46,29 @@ def _refusing_other_classes(association: Association, serve: Callable[[Any, int]
     """pynetdicom aborts on a C-STORE of a class that is none; one broken object must not stop the rest of its study."""
 
     def wrapped(message: Any, context_id: int) -> None:
-        is_request = isinstance(message, C_STORE) and message.is_valid_request
-        if not is_request or str(message.AffectedSOPClassUID) in storage_sop_classes():
+        if not isinstance(message, C_STORE) or not message.is_valid_request:
             serve(message, context_id)
             return
-        log.warning("instance-refused", code="sop-class-not-supported", calling_ae_title=association.requestor.ae_title)
+        sop_class = str(message.AffectedSOPClassUID)
+        agreed = {str(one.abstract_syntax) for one in association.accepted_contexts if one.context_id == context_id}
+        if sop_class not in storage_sop_classes():
+            code, status = "sop-class-not-supported", SOP_CLASS_NOT_SUPPORTED
+        elif sop_class not in agreed:
+            code, status = "sop-class-mismatch", DOES_NOT_MATCH_SOP_CLASS
+        else:
+            serve(message, context_id)
+            return
+        log.warning(
+            "instance-refused",
+            code=code,
+            calling_ae_title=association.requestor.ae_title,
+            sop_instance_uid=named(str(message.AffectedSOPInstanceUID)),
+        )
         answer = C_STORE()
         answer.MessageIDBeingRespondedTo = message.MessageID
         answer.AffectedSOPClassUID = message.AffectedSOPClassUID
         answer.AffectedSOPInstanceUID = message.AffectedSOPInstanceUID
-        answer.Status = SOP_CLASS_NOT_SUPPORTED
+        answer.Status = status
         if message._dataset_file is not None:
             message._dataset_file.close()
             message._dataset_path.unlink(missing_ok=True)

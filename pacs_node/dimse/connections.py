@@ -13,6 +13,7 @@ from pynetdicom.transport import AssociationSocket
 
 from standards import upper_layer
 from standards.errors import PermanentError
+from standards.uids import MAX_LENGTH
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +92,8 @@ class Messages:
         for keyword in _REQUIRED[kind]:
             if command.get(keyword, "") == "":
                 raise PermanentError("invalid-command", f"{keyword} is missing")
+            if len(str(command[keyword])) > MAX_LENGTH:
+                raise PermanentError("invalid-command", f"{keyword} is longer than any UID")
         self._has_data_set = command["CommandDataSetType"] != upper_layer.NO_DATASET
 
 

@@ -35,8 +35,10 @@ def prepare_pynetdicom() -> None:
     for uid in sorted(storage_sop_classes()):
         if uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, f"Storage_{uid.replace('.', '_')}", StorageServiceClass)
-    # What peers do wrong ``connections`` logs in one line each; pynetdicom would add the traces of its own surprise.
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
+    # What peers do wrong ``connections`` logs in one line each; here it would come again with a trace.
+    for name in ("pynetdicom.dul", "pynetdicom.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def entity(settings: NodeConfig) -> AE:

@@ -1,9 +1,13 @@
 """C-STORE: what was answered with success is durable and findable."""
 
 import contextlib
+import io
+import struct
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -19,6 +23,7 @@ from pacs_node.storage.filesystem import storage
 from pacs_node.storage.incoming import Incoming
 from pacs_node.study_index.actions import Described, Source, foresee, ingest, receive, take_in
 from standards.errors import PermanentError, RegisError
+from standards.uids import named
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +80,11 @@ class Arriving:
                 self._guarded(partial(self._incoming.filled, len(piece)))
         if not is_last and self._incoming is not None and self._incoming.size >= self._look_at:
             # The peer fills the socket's buffer meanwhile, so this costs no time.
-            self._foreseen = foresee(self._incoming, self._source)
+            self._guarded(partial(self._foresee, self._incoming))
             self._look_at = sys.maxsize if self._foreseen else self._look_at * 4
+
+    def _foresee(self, incoming: Incoming) -> None:
+        self._foreseen = foresee(incoming, self._source)
 
     def _room(self) -> memoryview:
         room: list[memoryview] = []
@@ -113,33 +121,39 @@ class Arriving:
         """A failure decides the status, is logged once, and ends the storing, not the reading."""
         try:
             step()
-        except RegisError as error:
-            self._refuse(refusal(error), error.code, error.detail)
-        except OSError as error:
-            text = error.strerror or str(error)
-            self._refuse(status_dataset(OUT_OF_RESOURCES, f"the storage failed: {text}"), "storage-failed", text)
         except Exception as error:  # the boundary of the association: it is told, and it goes on
-            log.exception("instance-not-stored", sop_instance_uid=self.request.get("AffectedSOPInstanceUID"))
-            self._refuse(status_dataset(PROCESSING_FAILURE), "unexpected", type(error).__name__)
-
-    def _refuse(self, answer: Dataset, code: str, detail: str) -> None:
-        self._outcome = {"Status": answer.Status}
-        if "ErrorComment" in answer:
-            self._outcome["ErrorComment"] = str(answer.ErrorComment)
-        log.warning(
-            "instance-refused",
-            code=code,
-            detail=detail,
-            calling_ae_title=self._association.requestor.ae_title,
-            sop_instance_uid=self.request.get("AffectedSOPInstanceUID"),
-        )
-        self.close()
+            answer = _refused(error, self._association, str(self.request.get("AffectedSOPInstanceUID") or ""))
+            self._outcome = {"Status": answer.Status}
+            if "ErrorComment" in answer:
+                self._outcome["ErrorComment"] = str(answer.ErrorComment)
+            self.close()
 
     def close(self) -> None:
         """Let go of what was received and is not stored."""
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = None
+
+
+def _refused(error: Exception, association: Association, sop_instance_uid: str) -> Dataset:
+    """The answer to an instance that is not stored. One line is logged, which quotes nothing of the data set."""
+    if isinstance(error, RegisError):
+        answer, code, detail = refusal(error), error.code, error.detail
+    elif isinstance(error, OSError):
+        code, detail = "storage-failed", error.strerror or type(error).__name__
+        answer = status_dataset(OUT_OF_RESOURCES, f"the storage failed: {detail}")
+    else:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        code, detail = "unexpected", f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
+        answer = status_dataset(PROCESSING_FAILURE)
+    log.warning(
+        "instance-refused",
+        code=code,
+        detail=detail,
+        calling_ae_title=association.requestor.ae_title,
+        sop_instance_uid=named(sop_instance_uid),
+    )
+    return answer
 
 
 def on_store(event: evt.Event) -> Dataset:
@@ -152,24 +166,22 @@ def on_store(event: evt.Event) -> Dataset:
     try:
         peer = peer_of(event.assoc)
         peer.require("store")
-        taken = ingest(
-            event.dataset_path,
-            source_ae_title=peer.ae_title,
-            address=peer.address,
-            expected_sop_class=request["AffectedSOPClassUID"],
-            expected_sop_instance=request["AffectedSOPInstanceUID"],
-            default_character_set=peer.character_set,
-            default_issuer=peer.issuer_of_patient_id,
-        )
-    except RegisError as error:
-        log.warning(
-            "instance-refused",
-            code=error.code,
-            detail=error.detail,
-            calling_ae_title=event.assoc.requestor.ae_title,
-            sop_instance_uid=request["AffectedSOPInstanceUID"],
-        )
-        return refusal(error)
+        with event.dataset_path.open("rb") as file:
+            # Behind the meta group that pynetdicom wrote: what was negotiated counts, whatever the data set says.
+            (length,) = struct.unpack("<L", file.read(144)[140:])
+            file.seek(length, io.SEEK_CUR)
+            taken = ingest(
+                file,
+                source_ae_title=peer.ae_title,
+                address=peer.address,
+                expected_sop_class=request["AffectedSOPClassUID"],
+                expected_sop_instance=request["AffectedSOPInstanceUID"],
+                transfer_syntax=str(event.context.transfer_syntax),
+                default_character_set=peer.character_set,
+                default_issuer=peer.issuer_of_patient_id,
+            )
+    except Exception as error:  # the boundary of the association: it is told, and it goes on
+        return _refused(error, event.assoc, request["AffectedSOPInstanceUID"])
     if taken.outcome != "stored":
         log.info(f"instance-{taken.outcome}", sop_instance_uid=request["AffectedSOPInstanceUID"])
     return status_dataset(SUCCESS)

@@ -75,7 +75,7 @@ class Incoming:
         if len(meta) > _HEAD:
             raise PermanentError("length-out-of-bounds", f"a file meta group of {len(meta)} bytes")
         self._view[: len(meta)] = meta
-        self._fill = self._hashed = len(meta)
+        self._fill = self._hashed = self.dataset_offset = len(meta)
         self._digest_at = meta.find(DIGEST_TO_COME)
         return self
 

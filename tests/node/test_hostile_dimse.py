@@ -1,0 +1,439 @@
+"""Peers that break the upper layer or lie in their messages, over real sockets against a real node."""
+
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from deploy.processes import wait_until
+from standards import upper_layer
+from tests.factories.dicom import Patient, Study, compressed, ct_instance, part10
+from tests.node.conftest import NodeProcess
+from tests.node.raw_association import (
+    BIG_ENDIAN,
+    CT,
+    DEFLATED,
+    EXPLICIT,
+    FIND,
+    IMPLICIT,
+    JPEG_LS,
+    MR,
+    VERIFICATION,
+    Context,
+    RawAssociation,
+    aborted,
+    association_request,
+    connect,
+    logged,
+    store_command,
+)
+
+STORING: tuple[Context, ...] = ((CT, EXPLICIT), (VERIFICATION, IMPLICIT))
+"""Served by the node's own loop."""
+MIXED: tuple[Context, ...] = (*STORING, (FIND, IMPLICIT))
+"""Served by pynetdicom, because it is not for storing alone."""
+BOTH = pytest.mark.parametrize("contexts", [STORING, MIXED], ids=["storing", "mixed"])
+
+NAME = "SECRETOV^NIKITA"
+
+
+def made(**values: Any) -> Any:
+    """A small CT slice of a patient whose name must not be seen in a log."""
+    dataset = ct_instance(study=Study(patient=Patient(name=NAME)), size=16)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def data_set(whole: bytes) -> bytes:
+    """What follows the file meta group of a Part 10 file of ours."""
+    length = struct.unpack("<L", whole[140:144])[0]
+    return whole[144 + length :]
+
+
+def explicit(dataset: Any) -> bytes:
+    return data_set(part10(dataset))
+
+
+def lines_of(log: list[str]) -> list[dict[str, Any]]:
+    """The lines of a log: JSON each, none of them with the patient's name."""
+    said = [json.loads(line) for line in log]
+    assert not [line for line in log if "SECRETOV" in line]
+    return said
+
+
+def traces(node: NodeProcess, study: str) -> list[str]:
+    """Whatever index and storage hold of a study."""
+    rows = node.sql("SELECT study_instance_uid FROM study_index_study WHERE study_instance_uid = ?", study)
+    files = list(node.storage.glob(f"studies/*/{study}")) + list((node.storage / "incoming").iterdir())
+    return [*(str(row) for row in rows), *map(str, files)]
+
+
+def serves(node: NodeProcess) -> None:
+    """A C-ECHO and a good C-STORE on a new association."""
+    good = made()
+    with RawAssociation(node) as association:
+        assert association.echo() == 0
+        assert association.store(CT, good.SOPInstanceUID, explicit(good))["Status"] == 0
+        association.release()
+    assert len(node.held(good.StudyInstanceUID)) == 1
+
+
+# Objects: the association lives on
+
+
+def refused(node: NodeProcess, dataset: Any, encoded: bytes, contexts: tuple[Context, ...], **how: Any) -> int:
+    """Send it, see that it is refused with one line and without a trace, and that the association goes on."""
+    good, sop_class = made(), how.pop("sop_class", CT)
+    with logged(node) as log, RawAssociation(node, contexts) as association:
+        answer = association.store(sop_class, how.pop("sop_instance", dataset.SOPInstanceUID), encoded, **how)
+        assert association.echo() == 0
+        assert association.store(CT, good.SOPInstanceUID, explicit(good))["Status"] == 0
+        association.release()
+    (line,) = lines_of(log)
+    assert (line["event"], line["calling_ae_title"]) == ("instance-refused", "MODALITY")
+    assert line["code"]
+    assert answer["CommandField"] == upper_layer.C_STORE_RQ | upper_layer.RESPONSE
+    assert traces(node, dataset.StudyInstanceUID) == []
+    assert len(node.held(good.StudyInstanceUID)) == 1
+    return int(answer["Status"])
+
+
+SEQUENCE = struct.pack("<HH2s2xL", 0x0040, 0x0275, b"SQ", 0xFFFFFFFF)
+ITEM = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+
+
+SHIFTED = struct.pack("<HH2sH16s", 0x20, 0x000E, b"UI", 16, b"SECRETOV^NIKITA ")
+ESCAPING = struct.pack("<HH2sH10s", 0x20, 0x000D, b"UI", 10, b"../../../x")
+
+
+def _deep(depth: int) -> bytes:
+    """Sequences of known length, ``depth`` inside each other."""
+    inner = b""
+    for _ in range(depth):
+        item = struct.pack("<HHL", 0xFFFE, 0xE000, len(inner)) + inner
+        inner = struct.pack("<HH2s2xL", 0x0040, 0x0275, b"SQ", len(item)) + item
+    return inner
+
+
+def _before_pixels(encoded: bytes, piece: bytes) -> bytes:
+    at = encoded.index(b"\xe0\x7f\x10\x00")
+    return encoded[:at] + piece + encoded[at:]
+
+
+MALFORMED: dict[str, tuple[Callable[[bytes], bytes], int]] = {
+    "nothing": (lambda encoded: b"", 0xC006),
+    "a byte": (lambda encoded: b"\x08", 0xC002),
+    "cut in the pixels": (lambda encoded: encoded[:-100], 0xC002),
+    "10,000 sequences of undefined length": (
+        lambda encoded: _before_pixels(encoded, (SEQUENCE + ITEM) * 10_000),
+        0xC008,
+    ),
+    "10,000 sequences of known length": (lambda encoded: _before_pixels(encoded, _deep(10_000)), 0xC008),
+    "an undefined length of a short text": (
+        lambda encoded: _before_pixels(encoded, struct.pack("<HH2s2xL", 0x0040, 0x1001, b"UC", 0xFFFFFFFF) + b"x" * 50),
+        0xC003,
+    ),
+    "a value of 4 GB": (
+        lambda encoded: _before_pixels(encoded, struct.pack("<HH2s2xL", 0x0040, 0x1001, b"UT", 0xFFFFFFFE)),
+        0xC002,
+    ),
+    "a VR that is none": (lambda encoded: encoded.replace(b"\x10\0\x20\0LO", b"\x10\0\x20\0??", 1), 0xC004),
+    "a delimiter where nothing is open": (
+        lambda encoded: _before_pixels(encoded, struct.pack("<HHL", 0xFFFE, 0xE00D, 0)),
+        0xC003,
+    ),
+    "a Part 10 file in place of its data set": (lambda encoded: bytes(128) + b"DICM" + encoded, 0xC001),
+    "meta elements at the head of the data set": (
+        lambda encoded: struct.pack("<HH2sH", 2, 0x0010, b"UI", 20) + b"1.2.840.10008.1.2.1\0" + encoded,
+        0xC001,
+    ),
+    "no study UID": (
+        lambda encoded: encoded.replace(b"\x20\0\x0d\0UI", b"\x20\0\x0f\0UI", 1),
+        0xC006,
+    ),
+    "a name in place of a UID": (
+        lambda encoded: encoded.replace(b"\x20\0\x0e\0UI", SHIFTED + b"\x20\0\x0f\0UI", 1),
+        0xC007,
+    ),
+    "a study UID that leads out of the storage": (
+        lambda encoded: encoded.replace(b"\x20\0\x0d\0UI", ESCAPING + b"\x20\0\x0f\0UI", 1),
+        0xC007,
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_data_set_is_refused_by_its_status_and_the_association_lives_on(
+    node_process: NodeProcess, what: str, contexts: tuple[Context, ...]
+) -> None:
+    damage, status = MALFORMED[what]
+    dataset = made()
+    assert refused(node_process, dataset, damage(explicit(dataset)), contexts) == status
+
+
+LIES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "explicit in an implicit context": (IMPLICIT, lambda encoded: encoded),
+    "explicit in a big endian context": (BIG_ENDIAN, lambda encoded: encoded),
+    "big endian in an explicit context": (
+        EXPLICIT,
+        lambda encoded: struct.pack(">HH2sH10s", 8, 5, b"CS", 10, b"ISO_IR 192"),
+    ),
+    "plain in a deflated context": (DEFLATED, lambda encoded: encoded),
+    "implicit in an explicit context": (
+        EXPLICIT,
+        lambda encoded: struct.pack("<HHL", 8, 5, 10) + b"ISO_IR 192" + struct.pack("<HHL", 8, 0x16, 2) + b"1\0",
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", LIES)
+def test_a_data_set_in_another_syntax_than_its_context_is_refused(
+    node_process: NodeProcess, what: str, contexts: tuple[Context, ...]
+) -> None:
+    syntax, lie = LIES[what]
+    dataset = made()
+    encoded = lie(explicit(dataset))
+    status = refused(node_process, dataset, encoded, (*contexts, (CT, syntax)), context_id=2 * len(contexts) + 1)
+    assert status & 0xF000 == 0xC000
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("sop_class", "context", "status"),
+    [(CT, MR, 0xA900), (MR, CT, 0xA900), (CT, VERIFICATION, 0xA900), (FIND, CT, 0x0122), ("1.2.3", CT, 0x0122)],
+)
+def test_a_class_other_than_that_of_its_context_is_refused(
+    node_process: NodeProcess, sop_class: str, context: str, status: int, contexts: tuple[Context, ...]
+) -> None:
+    dataset = made()
+    offered = (*contexts, (MR, EXPLICIT))
+    context_id = 2 * [abstract for abstract, _ in offered].index(context) + 1
+    encoded = explicit(dataset)
+    assert refused(node_process, dataset, encoded, offered, sop_class=sop_class, context_id=context_id) == status
+
+
+@BOTH
+@pytest.mark.parametrize("uid", ["", "../../../etc/x", "1.2." + "3" * 80, "SECRETOV^NIKITA", "9" * 60_000])
+def test_an_instance_uid_that_is_none_is_refused_and_not_told(
+    node_process: NodeProcess, uid: str, contexts: tuple[Context, ...]
+) -> None:
+    dataset = made()
+    if contexts is MIXED and not 0 < len(uid) <= 64:  # pynetdicom cannot answer to such a one
+        with logged(node_process) as log, RawAssociation(node_process, contexts) as association:
+            association.plain.sendall(upper_layer.message(1, store_command(CT, uid)))
+            assert aborted(association.plain) == (2, upper_layer.INVALID_PARAMETER_VALUE)
+        (line,) = lines_of(log)
+        assert (line["event"], line["code"]) == ("association-ended", "invalid-command")
+        return
+    status = refused(node_process, dataset, explicit(dataset), contexts, sop_instance=uid)
+    assert status in (0xA900, 0xC006, 0xC007)
+
+
+# PDUs: the association ends with an A-ABORT that says why, in one line
+
+
+def _pdu(kind: int, length: int, body: bytes = b"") -> bytes:
+    return upper_layer.pdu_header(kind, length) + body
+
+
+def _message(context_id: int, **command: Any) -> bytes:
+    whole = {"CommandField": upper_layer.C_ECHO_RQ, "CommandDataSetType": upper_layer.NO_DATASET, "MessageID": 1}
+    return upper_layer.message(context_id, {**whole, "AffectedSOPClassUID": VERIFICATION, **command})
+
+
+def _data(context_id: int, data: bytes, *, is_last: bool = True) -> bytes:
+    return upper_layer.pdv_header(context_id, len(data), is_command=False, is_last=is_last) + data
+
+
+STORE = upper_layer.message(1, store_command(CT, "1.2.3"))
+PDUS: dict[str, tuple[bytes, int]] = {
+    "an unknown type": (_pdu(0x42, 4, bytes(4)), upper_layer.UNRECOGNISED_PDU),
+    "type 0 and nothing": (_pdu(0, 0), upper_layer.UNRECOGNISED_PDU),
+    "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", upper_layer.UNRECOGNISED_PDU),
+    "a second request": (association_request([(VERIFICATION, IMPLICIT)]), upper_layer.UNEXPECTED_PDU),
+    "an acceptance": (_pdu(2, 4, bytes(4)), upper_layer.UNEXPECTED_PDU),
+    "a rejection": (_pdu(3, 4, b"\0\1\1\1"), upper_layer.UNEXPECTED_PDU),
+    "an answer to a release": (upper_layer.RELEASE_RP_PDU, upper_layer.UNEXPECTED_PDU),
+    "data of 0 bytes": (_pdu(4, 0), upper_layer.INVALID_PARAMETER_VALUE),
+    "data of 4 GB": (_pdu(4, 0xFFFFFFFF, bytes(100_000)), upper_layer.INVALID_PARAMETER_VALUE),
+    "a release of 0 bytes": (_pdu(5, 0), upper_layer.INVALID_PARAMETER_VALUE),
+    "an abort of 4 GB": (_pdu(7, 0xFFFFFFFF), upper_layer.INVALID_PARAMETER_VALUE),
+    "a fragment longer than its PDU": (
+        _pdu(4, 6, struct.pack(">LBB", 5000, 1, 3)),
+        upper_layer.INVALID_PARAMETER_VALUE,
+    ),
+    "a fragment of 4 GB": (_pdu(4, 6, struct.pack(">LBB", 0xFFFFFFFF, 1, 3)), upper_layer.INVALID_PARAMETER_VALUE),
+    "a fragment of nothing": (_pdu(4, 6, struct.pack(">LBB", 0, 1, 3)), upper_layer.INVALID_PARAMETER_VALUE),
+    "a context that was not agreed": (_message(201), upper_layer.INVALID_PARAMETER_VALUE),
+    "an even context": (_message(2), upper_layer.INVALID_PARAMETER_VALUE),
+    "a data set without a command": (_data(1, bytes(20)), upper_layer.INVALID_PARAMETER_VALUE),
+    "a command in place of a data set": (STORE + _message(1), upper_layer.INVALID_PARAMETER_VALUE),
+    "a data set in another context": (STORE + _data(3, bytes(20)), upper_layer.INVALID_PARAMETER_VALUE),
+    "a data set that changes its context": (
+        STORE + _data(1, bytes(20), is_last=False) + _data(3, bytes(20)),
+        upper_layer.INVALID_PARAMETER_VALUE,
+    ),
+    "a command of rubbish": (
+        upper_layer.pdv_header(1, 20, is_command=True, is_last=True) + b"\xff" * 20,
+        upper_layer.INVALID_PARAMETER_VALUE,
+    ),
+    "a command without a number": (_message(3, MessageID=None), upper_layer.INVALID_PARAMETER_VALUE),
+    "a command that never ends": (
+        (upper_layer.pdv_header(1, 60_000, is_command=True, is_last=False) + bytes(60_000)) * 18,
+        upper_layer.INVALID_PARAMETER_VALUE,
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", PDUS)
+def test_a_wrong_pdu_is_answered_with_the_abort_that_says_why(
+    node_process: NodeProcess, what: str, contexts: tuple[Context, ...]
+) -> None:
+    wrong, reason = PDUS[what]
+    with logged(node_process) as log, RawAssociation(node_process, contexts) as association:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            association.plain.sendall(wrong)
+        assert aborted(association.plain) == (2, reason)
+    (line,) = lines_of(log)
+    assert (line["event"], line["calling_ae_title"]) == ("association-ended", "MODALITY")
+    assert line["code"]
+    wait_until(lambda: not list((node_process.storage / "incoming").iterdir()), 20, "what was half received is gone")
+    serves(node_process)
+
+
+@pytest.mark.parametrize("what", [what for what in PDUS if what != "a second request"])
+def test_a_wrong_pdu_before_an_association_is_answered_with_an_abort(node_process: NodeProcess, what: str) -> None:
+    wrong, _ = PDUS[what]
+    with logged(node_process) as log, connect(node_process) as plain:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            plain.sendall(wrong)
+        assert aborted(plain) == (0, 0)
+    (line,) = lines_of(log)
+    assert line["event"] == "association-ended"
+    assert line["code"] in ("unrecognised-pdu", "unexpected-pdu", "invalid-pdu")
+
+
+REQUEST = association_request([(CT, EXPLICIT)])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        _pdu(1, 0),
+        _pdu(1, 0xFFFFFFFF, bytes(1000)),
+        _pdu(1, 200, b"\xff" * 200),
+        _pdu(1, 68, REQUEST[6:74]),
+        REQUEST[:74] + b"\x10\0\xff\xff" + REQUEST[78:],
+    ],
+    ids=["0 bytes", "4 GB", "rubbish", "no items", "an item longer than it"],
+)
+def test_a_request_for_an_association_that_is_none_ends_the_connection(node_process: NodeProcess, wrong: bytes) -> None:
+    with logged(node_process) as log, connect(node_process) as plain:
+        plain.sendall(wrong)
+        assert aborted(plain) == (0, 0)
+    (line,) = lines_of(log)
+    assert (line["event"], line["code"]) == ("association-ended", "invalid-pdu")
+    serves(node_process)
+
+
+STAGES = {
+    "connected": b"",
+    "half a request": b"",
+    "accepted": b"",
+    "half a header": b"\4\0",
+    "half a command": upper_layer.pdv_header(1, 8, is_command=True, is_last=False) + bytes(8),
+    "a command": STORE,
+    "half a fragment": STORE + upper_layer.pdv_header(1, 5000, is_command=False, is_last=False) + bytes(100),
+    "half a data set": STORE + _data(1, bytes(5000), is_last=False),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["abort", "close", "reset"])
+def test_a_peer_that_goes_at_any_stage_leaves_nothing(
+    node_process: NodeProcess, how: str, contexts: tuple[Context, ...]
+) -> None:
+    before = node_process.sql("SELECT count(*) FROM study_index_instance")
+    with logged(node_process) as log:
+        for stage, sent in STAGES.items():
+            plain = connect(node_process)
+            request = association_request(contexts)
+            plain.sendall(request[:50] if stage == "half a request" else b"" if stage == "connected" else request)
+            if stage not in ("connected", "half a request"):
+                assert (upper_layer.read_pdu(plain, 1 << 20, None) or (0,))[0] == upper_layer.ASSOCIATE_AC
+            plain.sendall(sent)
+            if how == "abort":
+                plain.sendall(upper_layer.abort(0))
+            if how == "reset":
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            plain.close()
+        wait_until(lambda: not list((node_process.storage / "incoming").iterdir()), 20, "nothing half received is left")
+    lines_of(log)
+    assert node_process.sql("SELECT count(*) FROM study_index_instance") == before
+    serves(node_process)
+
+
+# Fuzzed
+
+_GOOD = explicit(made(SOPInstanceUID="1.2.3.4", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1"))
+_STREAM = (
+    STORE + _data(1, _GOOD[:600], is_last=False) + _data(1, _GOOD[600:]) + _message(3) + upper_layer.RELEASE_RQ_PDU
+)
+
+
+@BOTH
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(_STREAM) - 1),
+            st.one_of(st.binary(min_size=1, max_size=4), st.sampled_from([b"\xff" * 4, bytes(4), b"\4\0", b"\7\0"])),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@example([(2, b"\xff" * 4)])
+@example([(2, bytes(4))])
+@example([(11, b"\0")])
+def test_a_fuzzed_stream_of_pdus_ends_by_itself_in_named_lines(
+    node_process: NodeProcess, contexts: tuple[Context, ...], changes: list[tuple[int, bytes]]
+) -> None:
+    stream = bytearray(_STREAM)
+    for at, piece in changes:
+        stream[at : at + len(piece)] = piece
+    with logged(node_process) as log, RawAssociation(node_process, contexts) as association:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            association.plain.sendall(stream)
+            association.plain.shutdown(socket.SHUT_WR)
+        ended = False
+        with contextlib.suppress(ConnectionResetError):
+            while (read := association.pdu()) is not None:
+                assert not ended
+                assert read[0] in (upper_layer.P_DATA_TF, upper_layer.RELEASE_RP, upper_layer.ABORT)
+                ended = read[0] != upper_layer.P_DATA_TF
+    lines = lines_of(log)
+    events = [line["event"] for line in lines]
+    assert events.count("association-ended") <= 1
+    assert {line.get("code") for line in lines}.isdisjoint({"unexpected", "storage-failed"})
+
+
+@BOTH
+def test_the_node_serves_after_all_of_it(node_process: NodeProcess, contexts: tuple[Context, ...]) -> None:
+    good = compressed(made())
+    with RawAssociation(node_process, (*contexts, (CT, JPEG_LS))) as association:
+        assert association.echo() == 0
+        stored = association.store(CT, good.SOPInstanceUID, explicit(good), context_id=2 * len(contexts) + 1)
+        assert stored["Status"] == 0
+        association.release()
+    assert node_process.held(good.StudyInstanceUID)
