@@ -42,6 +42,7 @@ STATUS_OF: Final = {
     "nesting-too-deep": 0xC008,
     "too-many-elements": 0xC009,
     "invalid-deflate": 0xC00A,
+    "transfer-syntax-mismatch": 0xC00B,
     "storage-damaged": PROCESSING_FAILURE,
     "instance-gone": PROCESSING_FAILURE,
 }

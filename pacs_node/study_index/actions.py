@@ -24,6 +24,7 @@ from standards.digests import Digests, dataset_sha256, frames_sha256, pixel_sha2
 from standards.errors import PermanentError, TransientError
 from standards.part10 import Header, Provenance, dataset_offset, read_header, write_file_meta
 from standards.recompression import received
+from standards.transfer_syntaxes import is_encapsulated
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,7 @@ def ingest(
 
     Raises:
         PermanentError: what can never be stored (``standards.part10.read_header``), "sop-class-mismatch",
-            "sop-instance-mismatch", "sop-class-not-supported".
+            "sop-instance-mismatch", "sop-class-not-supported", "transfer-syntax-mismatch".
         TransientError: "storage-full", "database-busy".
     """
     if isinstance(content, Path):
@@ -194,6 +195,11 @@ def _check(header: Header, expected_sop_class: str | None, expected_sop_instance
         )
     if header.sop_class_uid not in storage_sop_classes():
         raise PermanentError("sop-class-not-supported", f"{header.sop_class_uid} is not a storage SOP class")
+    # PS3.5 A.4: encapsulated if, and only if, the transfer syntax says so. Nobody could show the other.
+    lies = header.encapsulated != is_encapsulated(header.transfer_syntax)
+    if header.pixel_keyword == "PixelData" and header.pixel_length and lies:
+        found = "encapsulated" if header.encapsulated else "native"
+        raise PermanentError("transfer-syntax-mismatch", f"{found} pixel data in {header.transfer_syntax}")
 
 
 def _store(incoming: Incoming, header: Header, rows: IndexRows, source: Source, *, journal: bool) -> Ingested:

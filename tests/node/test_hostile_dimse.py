@@ -179,6 +179,13 @@ def test_a_malformed_data_set_is_refused_by_its_status_and_the_association_lives
     assert refused(node_process, dataset, damage(explicit(dataset)), contexts) == status
 
 
+def _encapsulated(encoded: bytes) -> bytes:
+    head = encoded[: encoded.index(b"\xe0\x7f\x10\0")]
+    frame = struct.pack("<HHL", 0xFFFE, 0xE000, 0) + struct.pack("<HHL", 0xFFFE, 0xE000, 4) + b"\xff\xd8\xff\xd9"
+    pixels = struct.pack("<HH2s2xL", 0x7FE0, 0x0010, b"OB", 0xFFFFFFFF)
+    return head + pixels + frame + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
+
 LIES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "explicit in an implicit context": (IMPLICIT, lambda encoded: encoded),
     "explicit in a big endian context": (BIG_ENDIAN, lambda encoded: encoded),
@@ -187,6 +194,8 @@ LIES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
         lambda encoded: struct.pack(">HH2sH10s", 8, 5, b"CS", 10, b"ISO_IR 192"),
     ),
     "plain in a deflated context": (DEFLATED, lambda encoded: encoded),
+    "native pixels in a JPEG-LS context": (JPEG_LS, lambda encoded: encoded),
+    "JPEG-LS in an explicit context": (EXPLICIT, _encapsulated),
     "implicit in an explicit context": (
         EXPLICIT,
         lambda encoded: struct.pack("<HHL", 8, 5, 10) + b"ISO_IR 192" + struct.pack("<HHL", 8, 0x16, 2) + b"1\0",

@@ -272,7 +272,7 @@ def _mutations() -> st.SearchStrategy[list[tuple[float, str, bytes]]]:
 
 
 def mutated(changes: list[tuple[float, str, bytes]], start: int = 132) -> bytes:
-    """The file with these changes, all of them before its pixels."""
+    """The file with these changes between ``start`` and its pixels."""
     content = bytearray(WHOLE)
     for where, how, piece in changes:
         end = max(start + 1, min(len(content), len(WHOLE) - 520))
@@ -304,3 +304,28 @@ def test_a_fuzzed_file_is_refused_by_name_or_can_be_indexed(changes: list[tuple[
     # The reader that verify trusts must see the same data set as the one that stored it.
     assert read_file_meta(io.BytesIO(content)).dataset_offset == header.dataset_offset
     assert len(dataset_sha256(io.BytesIO(content))) == 64
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_mutations(), min_size=1, max_size=3), st.booleans())
+@example([[(0.0, "over", b"\xff" * 4)]], True)
+def test_fuzzed_data_sets_are_answered_one_by_one_on_one_association(
+    node_process: NodeProcess, several: list[list[tuple[float, str, bytes]]], mixed: bool
+) -> None:
+    contexts: tuple[Context, ...] = ((CT, EXPLICIT), (VERIFICATION, IMPLICIT), *(((FIND, IMPLICIT),) if mixed else ()))
+    start = 144 + struct.unpack("<L", WHOLE[140:144])[0]
+    with logged(node_process) as log, RawAssociation(node_process, contexts) as association:
+        statuses = [
+            association.store(CT, "1.2.3.4.5", mutated(changes, start)[start:])["Status"] for changes in several
+        ]
+        assert association.echo() == 0
+        association.release()
+    lines = [line for line in json_lines(log) if line["event"] == "instance-refused"]
+    assert len(lines) == sum(status != 0 for status in statuses)
+    assert {line["code"] for line in lines} <= NAMED
+    assert {status & 0xF000 for status in statuses} <= {0, 0xA000, 0xC000}
+
+
+def test_whatever_was_stored_of_it_is_what_verify_finds(node_process: NodeProcess) -> None:
+    done = node_process.command("verify", "--once", "--settled", "0", check=False)
+    assert done.returncode == 0, done.stderr + done.stdout

@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from deploy.processes import wait_until
 from standards.errors import RegisError
@@ -92,6 +93,10 @@ def whole(node: NodeProcess, study: str, images: list[Slice]) -> set[str]:
     return {uid for uid, *_ in rows}
 
 
+def _any_acknowledged(senders: list[Sender]) -> bool:
+    return any(sender.acknowledged for sender in senders)
+
+
 def test_kills_at_any_moment_lose_nothing_and_sending_again_leaves_one_of_each(
     make_node: Callable[..., NodeProcess],
 ) -> None:
@@ -105,7 +110,7 @@ def test_kills_at_any_moment_lose_nothing_and_sending_again_leaves_one_of_each(
         ]
         for sender in senders:
             sender.start()
-        wait_until(lambda now=senders: any(sender.acknowledged for sender in now), 60, "something is stored")
+        wait_until(partial(_any_acknowledged, senders), 60, "something is stored")
         time.sleep(dice.uniform(0, 0.15))  # no state is waited for: the moment is chance
         node.kill()
         for sender, done in zip(senders, certain, strict=True):
