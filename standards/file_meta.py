@@ -8,9 +8,9 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from standards.element_walker import LONG_VRS
 from standards.errors import PermanentError
 
-_LONG: Final = (b"OB", b"UN", b"OW", b"SQ", b"UT")
 _MOST: Final = 64 << 20
 
 
@@ -56,7 +56,7 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
             raise PermanentError("truncated", "the file meta group breaks off")
         if not head[4:6].isalpha():
             raise PermanentError("invalid-vr", f"{head[4:6]!r} at {position} is not a value representation")
-        long = head[4:6] in _LONG and len(head) == 12
+        long = head[4:6] in LONG_VRS and len(head) == 12
         length = struct.unpack("<L", head[8:12])[0] if long else struct.unpack("<H", head[6:8])[0]
         position += 12 if long else 8
         if length > _MOST:

@@ -206,6 +206,8 @@ def _meta_group(fileobj: BinaryIO) -> tuple[Dataset, int]:
     walker = Walker(fileobj, 132, implicit=False, little_endian=True, budget=Budget(), default_charset="")
     # The group length is often wrong, so the group itself tells where it ends.
     file_meta = walker.read_dataset(only_group=0x0002)
+    if any(element.VR == "SQ" for element in file_meta._dict.values()):
+        raise PermanentError("invalid-vr", "a sequence in the file meta group, which has none")  # PS3.10 7.1
     return file_meta, walker.position
 
 

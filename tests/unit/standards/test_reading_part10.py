@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from standards.errors import PermanentError
+from standards.file_meta import read_file_meta
 from standards.part10 import IDENTIFYING, inflate, open_plain, read_header, text, write_file_meta
 
 ImageFile = Callable[..., io.BytesIO]
@@ -327,3 +328,20 @@ def test_a_refusal_does_not_tell_what_stands_in_the_place_of_a_uid(image_file: I
     assert shifted != raw
     with pytest.raises(PermanentError, match=r"^invalid-uid: '[?]+' is not a DICOM UID$"):
         read_header(io.BytesIO(shifted))
+
+
+@pytest.mark.parametrize("vr", [b"UC", b"OL", b"UR", b"SV", b"OB", b"SH"])
+def test_both_readers_of_a_meta_group_see_the_data_set_begin_at_one_place(image_file: ImageFile, vr: bytes) -> None:
+    raw = image_file().getvalue()
+    head = struct.pack("<HH2s", 2, 0x0102, vr)
+    odd = head + (struct.pack("<H8s", 8, b"12345678") if vr == b"SH" else struct.pack("<2xL8s", 8, b"12345678"))
+    start = read_header(io.BytesIO(raw)).dataset_offset
+    longer = io.BytesIO(raw[:start] + odd + raw[start:])
+    assert read_header(longer).dataset_offset == read_file_meta(longer).dataset_offset == start + len(odd)
+
+
+def test_a_sequence_in_a_meta_group_is_refused_by_name(image_file: ImageFile) -> None:
+    raw = image_file().getvalue()
+    start = read_header(io.BytesIO(raw)).dataset_offset
+    nested = raw[:start] + sequence_start(0x00020102) + SEQUENCE_END + raw[start:]
+    assert refusal(io.BytesIO(nested)) == "invalid-vr"

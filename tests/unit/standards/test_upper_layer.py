@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import pytest
@@ -160,3 +161,46 @@ def test_a_pdu_that_breaks_off_dallies_or_is_too_large_is_refused_by_name() -> N
         theirs.close()
         with pytest.raises(TransientError, match="connection-lost"):
             upper_layer.read_pdu(ours, 100, time.monotonic() + 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "reason"),
+    [
+        (0x00, 0, upper_layer.UNRECOGNISED_PDU),
+        (0x08, 4, upper_layer.UNRECOGNISED_PDU),
+        (upper_layer.ASSOCIATE_RQ, 200, upper_layer.UNEXPECTED_PDU),
+        (upper_layer.ASSOCIATE_AC, 200, upper_layer.UNEXPECTED_PDU),
+        (upper_layer.ASSOCIATE_RJ, 4, upper_layer.UNEXPECTED_PDU),
+        (upper_layer.RELEASE_RP, 4, upper_layer.UNEXPECTED_PDU),
+        (upper_layer.P_DATA_TF, 0, upper_layer.INVALID_PARAMETER_VALUE),
+        (upper_layer.P_DATA_TF, 5, upper_layer.INVALID_PARAMETER_VALUE),
+        (upper_layer.P_DATA_TF, 1001, upper_layer.INVALID_PARAMETER_VALUE),
+        (upper_layer.P_DATA_TF, 0xFFFFFFFF, upper_layer.INVALID_PARAMETER_VALUE),
+        (upper_layer.RELEASE_RQ, 0, upper_layer.INVALID_PARAMETER_VALUE),
+        (upper_layer.ABORT, 5, upper_layer.INVALID_PARAMETER_VALUE),
+    ],
+)
+def test_a_pdu_that_cannot_be_is_refused_with_the_reason_of_its_abort(kind: int, length: int, reason: int) -> None:
+    with pytest.raises(PermanentError) as refused:
+        upper_layer.check_header(kind, length, 1000)
+    assert upper_layer.reason_of(refused.value) == reason
+    assert upper_layer.abort(reason=reason)[-1] == reason
+
+
+def test_before_an_association_only_a_request_of_sane_size_may_come() -> None:
+    first = frozenset({upper_layer.ASSOCIATE_RQ, upper_layer.ABORT})
+    upper_layer.check_header(upper_layer.ASSOCIATE_RQ, 205, 1000, first)
+    upper_layer.check_header(upper_layer.ABORT, 4, 1000, first)
+    for kind, length, code in [
+        (upper_layer.P_DATA_TF, 100, "unexpected-pdu"),
+        (upper_layer.ASSOCIATE_RQ, 67, "invalid-pdu"),
+        (upper_layer.ASSOCIATE_RQ, 0xFFFFFFFF, "invalid-pdu"),
+    ]:
+        assert _refusal(partial(upper_layer.check_header, kind, length, 1000, first)) == code
+
+
+@given(st.integers(0, 255), st.integers(0, 0xFFFFFFFF))
+def test_what_passes_is_of_a_size_that_can_be_read(kind: int, length: int) -> None:
+    if not _refusal(lambda: upper_layer.check_header(kind, length, 1000)):
+        assert kind in upper_layer.ESTABLISHED
+        assert length == 4 or (kind == upper_layer.P_DATA_TF and 6 <= length <= 1000)
