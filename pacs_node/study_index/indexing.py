@@ -133,7 +133,13 @@ def _statement() -> tuple[str, tuple[Any, ...]]:
 def _insert_instance(entry: Entry) -> bool:
     statement, fields = _statement()
     rows = entry.rows
-    values = {**rows.instance, "path": entry.key, "is_variant": entry.is_variant, "created_at": timezone.now()}
+    values = {
+        **rows.instance,
+        "path": entry.key,
+        "is_variant": entry.is_variant,
+        "variant_sha256": rows.instance["dataset_sha256"] if entry.is_variant else "",
+        "created_at": timezone.now(),
+    }
     given = [values[f.name] if f.name in values else f.get_default() for f in fields]
     here = connections[DEFAULT_DB_ALIAS]  # the proxy that Django offers looks the thread's own up at each use
     given = [

@@ -88,11 +88,15 @@ class Series(models.Model):
 class Instance(models.Model):
     """A stored SOP instance. ``(sop_instance_uid, dataset_sha256)`` is its identity; a conflicting one is a variant.
 
+    ``variant_sha256`` is "" for the current content of a UID and the data set's digest for a variant, so that one index
+    holds there to be one current instance and each variant once.
+
     Of the three digests the first is known when the instance is answered for. The others cost a second reading: who
     needs them first has them computed (``actions.ensure_digests``), and ``digests_done`` says that they are final.
     """
 
-    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="instances")
+    # Its own index would be the beginning of that on series and number: each index costs every instance a page.
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="instances", db_index=False)
     sop_instance_uid = models.CharField(max_length=64)
     sop_class_uid = models.CharField(max_length=64)
     transfer_syntax_uid = models.CharField(max_length=64)
@@ -101,6 +105,7 @@ class Instance(models.Model):
     frames_sha256 = models.CharField(max_length=64, null=True)  # noqa: DJ001  null: not decodable without loss
     digests_done = models.BooleanField(default=False)
     is_variant = models.BooleanField(default=False)
+    variant_sha256 = models.CharField(max_length=64, blank=True)
     instance_number = models.IntegerField(null=True)
     number_of_frames = models.PositiveIntegerField(default=1)
     rows = models.PositiveIntegerField(null=True)
@@ -114,9 +119,6 @@ class Instance(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["sop_instance_uid", "dataset_sha256"], name="instance_once_by_content"),
-            models.UniqueConstraint(
-                fields=["sop_instance_uid"], condition=models.Q(is_variant=False), name="one_current_instance_per_uid"
-            ),
+            models.UniqueConstraint(fields=["sop_instance_uid", "variant_sha256"], name="one_current_instance_per_uid"),
         ]
         indexes = [models.Index(fields=["series", "instance_number"])]
