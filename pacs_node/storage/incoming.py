@@ -23,7 +23,7 @@ from standards.part10 import DIGEST_TO_COME
 _BUFFER: Final = 1 << 20
 _HEAD: Final = 1 << 18
 """What stays in memory of a longer file, for reading its header."""
-_HASHED_AT_ONCE: Final = 1 << 18
+_HASHED_AT_ONCE: Final = 1 << 19
 _BLOCK: Final = 4096
 _IDLE_BUFFERS: Final = 8
 _NOT_HERE: Final = {errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOENT}
