@@ -30,6 +30,7 @@ class PeerHandler(RequestHandler):
         self.request.settimeout(association.network_timeout)
         association.dul.socket = _as_peer_socket(association.dul.socket)
         association.run = _cleaning_up(association, association.run)
+        association.dul.run = _telling_its_end(association, association.dul.run)
         association._serve_request = _refusing_other_classes(association, association._serve_request)
         take_over_when_only_storing(association)
         return association
@@ -73,6 +74,18 @@ def _refusing_other_classes(association: Association, serve: Callable[[Any, int]
             message._dataset_file.close()
             message._dataset_path.unlink(missing_ok=True)
         association.dimse.send_msg(answer, context_id)
+
+    return wrapped
+
+
+def _telling_its_end(association: Association, run: Callable[[], Any]) -> Callable[[], None]:
+    """pynetdicom waits half a minute for the request of a peer that has gone; None in its queue ends the waiting."""
+
+    def wrapped() -> None:
+        try:
+            run()
+        finally:
+            association.dul.to_user_queue.put(None)
 
     return wrapped
 

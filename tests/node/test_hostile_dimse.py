@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -435,6 +436,67 @@ def test_a_fuzzed_stream_of_pdus_ends_by_itself_in_named_lines(
     events = [line["event"] for line in lines]
     assert events.count("association-ended") <= 1
     assert {line.get("code") for line in lines}.isdisjoint({"unexpected", "storage-failed"})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(6, len(REQUEST) - 1),
+            st.one_of(
+                st.binary(min_size=1, max_size=4), st.sampled_from([b"\xff" * 4, bytes(4), b"\x20\0", b"\x54\0"])
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 3),
+)
+@example([(74, b"\x77")], 0)
+@example([(95, b"\x77")], 0)
+def test_a_fuzzed_request_is_accepted_rejected_or_aborted(
+    node_process: NodeProcess, changes: list[tuple[int, bytes]], cut: int
+) -> None:
+    body = bytearray(REQUEST[: len(REQUEST) - 4 * cut])
+    for at, piece in changes:
+        body[at : at + len(piece)] = piece
+    with logged(node_process) as log, connect(node_process) as plain:
+        plain.sendall(upper_layer.pdu_header(upper_layer.ASSOCIATE_RQ, len(body) - 6) + body[6:])
+        answer = upper_layer.read_pdu(plain, 1 << 20, None)
+        assert answer is not None
+        kind, _ = answer
+        assert kind in (upper_layer.ASSOCIATE_AC, upper_layer.ASSOCIATE_RJ, upper_layer.ABORT)
+        if kind == upper_layer.ASSOCIATE_AC:
+            plain.sendall(upper_layer.RELEASE_RQ_PDU)
+            assert (upper_layer.read_pdu(plain, 1 << 20, None) or (0,))[0] == upper_layer.RELEASE_RP
+    lines = lines_of(log)
+    ours = [line["event"] for line in lines if not line.get("logger", "").startswith("pynetdicom")]
+    assert len(lines) <= 1
+    assert not [line for line in lines if "exception" in line]
+    assert set(ours) <= {"association-ended", "association-refused"}
+
+
+def _held(node: NodeProcess) -> int:
+    """Threads and open files of the node."""
+    assert node.process is not None
+    return sum(len(list(Path(f"/proc/{node.process.pid}/{what}").iterdir())) for what in ("task", "fd"))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", REQUEST[:50], b"GET / HTTP/1.1\r\n\r\n", _pdu(1, 200, b"\xff" * 200), REQUEST[:6] + b"\0\0" + REQUEST[8:]],
+    ids=["nothing", "half a request", "HTTP", "rubbish", "another version"],
+)
+def test_a_peer_that_never_asked_rightly_is_given_back_at_once(node_process: NodeProcess, sent: bytes) -> None:
+    serves(node_process)
+    before = _held(node_process)
+    for _ in range(10):
+        with connect(node_process) as plain:
+            plain.sendall(sent)
+            if len(sent) > 50 or sent.startswith(b"GET"):
+                assert upper_layer.read_pdu(plain, 1 << 20, None) is not None
+    # pynetdicom by itself would wait for thirty seconds.
+    wait_until(lambda: _held(node_process) < before + 8, 15, "threads and sockets are given back")
 
 
 @BOTH
