@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -326,6 +327,18 @@ def test_fuzzed_data_sets_are_answered_one_by_one_on_one_association(
     assert {status & 0xF000 for status in statuses} <= {0, 0xA000, 0xC000}
 
 
-def test_whatever_was_stored_of_it_is_what_verify_finds(node_process: NodeProcess) -> None:
-    done = node_process.command("verify", "--once", "--settled", "0", check=False)
+def test_what_is_stored_of_damaged_data_sets_is_what_verify_finds(make_node: Callable[..., NodeProcess]) -> None:
+    node, dice = make_node(), random.Random(20261121)
+    start = 144 + struct.unpack("<L", WHOLE[140:144])[0]
+    stored = 0
+    with RawAssociation(node) as association:
+        for _ in range(150):
+            damaged = bytearray(WHOLE[start:])
+            at = dice.randrange(len(damaged) - 520)
+            damaged[at : at + 2] = dice.randbytes(2)
+            stored += association.store(CT, "1.2.3.4.5", bytes(damaged))["Status"] == 0
+        association.release()
+    assert 5 < stored < 150
+    done = node.command("verify", "--once", "--settled", "0", check=False)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert f"{counted(node)[0]} files" in done.stdout + done.stderr
