@@ -51,6 +51,7 @@ def configuration(language: str) -> dict[str, object]:
                     "enableStudyLazyLoad": True,
                     "omitQuotationForMultipartRequest": True,
                     "bulkDataURI": {"enabled": True, "relativeResolution": "studies"},
+                    "singlepart": "video",
                 },
             }
         ],
