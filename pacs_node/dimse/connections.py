@@ -34,6 +34,7 @@ _REQUIRED: Final = {
     upper_layer.C_ECHO_RQ: _IDENTIFIED,
     upper_layer.C_CANCEL_RQ: ("MessageIDBeingRespondedTo",),
     upper_layer.N_ACTION_RQ: ("MessageID", "RequestedSOPClassUID", "RequestedSOPInstanceUID", "ActionTypeID"),
+    upper_layer.N_EVENT_REPORT_RQ: (*_IDENTIFIED, "AffectedSOPInstanceUID", "EventTypeID"),
     upper_layer.C_STORE_RQ | upper_layer.RESPONSE: ("MessageIDBeingRespondedTo", "Status"),
     upper_layer.N_EVENT_REPORT_RQ | upper_layer.RESPONSE: ("MessageIDBeingRespondedTo", "Status"),
 }

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from deploy.processes import wait_until
 from standards import upper_layer
+from standards.sop_classes import STORAGE_COMMITMENT_PUSH_MODEL
 from tests.factories.dicom import Patient, Study, compressed, ct_instance, part10
 from tests.node.conftest import NodeProcess
 from tests.node.raw_association import (
@@ -354,6 +355,30 @@ def test_a_request_for_an_association_that_is_none_ends_the_connection(node_proc
     (line,) = lines_of(log)
     assert (line["event"], line["code"]) == ("association-ended", "invalid-pdu")
     serves(node_process)
+
+
+@BOTH
+def test_a_report_that_nobody_waits_for_is_answered_on_either_path(
+    node_process: NodeProcess, contexts: tuple[Context, ...]
+) -> None:
+    offered = (*contexts, (STORAGE_COMMITMENT_PUSH_MODEL, IMPLICIT))
+    command = {
+        "AffectedSOPClassUID": STORAGE_COMMITMENT_PUSH_MODEL,
+        "CommandField": upper_layer.N_EVENT_REPORT_RQ,
+        "MessageID": 5,
+        "CommandDataSetType": upper_layer.DATASET_FOLLOWS,
+        "AffectedSOPInstanceUID": "1.2.840.10008.1.20.1.1",
+        "EventTypeID": 1,
+    }
+    context_id = 2 * len(contexts) + 1
+    with RawAssociation(node_process, offered) as association:
+        association.send_fragments(context_id, upper_layer.encode_command(command), is_command=True)
+        association.send_fragments(context_id, struct.pack("<HHL6s", 8, 0x1195, 6, b"1.2.3\0"), is_command=False)
+        answer = association.answer()
+        assert answer["CommandField"] == upper_layer.N_EVENT_REPORT_RQ | upper_layer.RESPONSE
+        assert answer["MessageIDBeingRespondedTo"] == 5
+        assert association.echo() == 0
+        association.release()
 
 
 STAGES = {
