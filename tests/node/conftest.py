@@ -125,7 +125,7 @@ class NodeProcess:
         values = [
             json.dumps(value) if isinstance(value := getattr(entity, one.name), list) else value for one in fields
         ]
-        names = [one.column for one in fields]
+        names = [str(one.column) for one in fields]
         if not known:
             marks = ", ".join("?" for _ in names)
             self._execute(f"INSERT INTO clinic_applicationentity ({', '.join(names)}) VALUES ({marks})", *values)
@@ -136,7 +136,7 @@ class NodeProcess:
     def _execute(self, statement: str, *values: object) -> None:
         if self.database_url:
             with psycopg.connect(self.database_url) as postgres:
-                postgres.execute(statement.replace("?", "%s"), values)  # type: ignore[arg-type]
+                postgres.execute(statement.replace("?", "%s"), values)
             return
         with closing(sqlite3.connect(self.data_dir / "node.sqlite3", timeout=30)) as connection, connection:
             connection.execute(statement, values)

@@ -14,7 +14,7 @@ from pacs_node.study_index.attributes import index_rows
 from pacs_node.study_index.conditions import zone_offset
 from pacs_node.study_index.keys import BY_KEYWORD, Level, tag_of_keyword
 from pacs_node.study_index.models import Instance, Series, Study
-from pacs_node.study_index.searches import search
+from pacs_node.study_index.searches import Tree, search
 from standards.errors import PermanentError
 from standards.matching import date_range, matcher_for, time_range
 from standards.part10 import read_header
@@ -176,7 +176,8 @@ def test_everything_is_read_once_however_short_the_reads(
         for date, time in (("20260101", "10"), ("20260101", "10"), ("20260101", ""), ("", ""), ("20260102", "1015"))
     ]
     with index(*values):
-        for tree in ({}, {tag("PatientName"): "щег*"}, {tag("PatientAge"): ""}):
+        trees: list[Tree] = [{}, {tag("PatientName"): "щег*"}, {tag("PatientAge"): ""}]
+        for tree in trees:
             rows = list(queries.every(search(level, tree), [tag("PatientID"), tag("StudyDate")]))
             assert len({row.key for row in rows}) == len(rows) == len(values)
             if level == "PATIENT":

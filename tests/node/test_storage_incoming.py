@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from pydicom.filereader import read_file_meta_info
 
-from pacs_node.storage import incoming as module
 from pacs_node.storage.filesystem import FilesystemStorage
 from pacs_node.storage.incoming import Incoming
 from standards.errors import PermanentError, TransientError
@@ -99,7 +98,7 @@ def test_filesystems_that_can_do_less_store_the_same(
             raise OSError(errno.EINVAL, "no direct I/O")
         return plain(path, flags, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module.os, "open", poorer)
+    monkeypatch.setattr(os, "open", poorer)
     data = os.urandom(1_300_000)
     with store.receive(meta()) as received:
         received.write(data)
@@ -113,7 +112,7 @@ def test_a_full_disk_is_named(store: FilesystemStorage, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with store.receive(meta()) as received:
-        monkeypatch.setattr(module.os, "pwrite", full)
+        monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(TransientError, match="storage-full"):
             received.write(os.urandom(2_000_000))
 
