@@ -170,18 +170,6 @@ def test_a_lossy_image_that_is_decoded_stays_marked_as_lossy_and_its_colours_are
     assert np.abs(shown.astype(int) - rgb.astype(int)).max() < 16
 
 
-def test_pixels_that_are_not_what_their_syntax_says_are_not_passed_off_as_uncompressed(
-    node_process: NodeProcess, receiver: Callable[..., Receiver]
-) -> None:
-    receiver("MISLED", [(SecondaryCaptureImageStorage, UNCOMPRESSED)])
-    dataset, _ = colour_jpeg()
-    dataset["PixelData"].is_undefined_length = False
-    store(node_process, [dataset])
-    status, _ = move(node_process, keys(StudyInstanceUID=dataset.StudyInstanceUID), "MISLED")[-1]
-    assert status.Status == 0xA702
-    assert "cannot-transcode" in status.ErrorComment
-
-
 def test_a_video_is_never_decoded_by_surprise(node_process: NodeProcess, receiver: Callable[..., Receiver]) -> None:
     receiver("NOVIDEO", [(SecondaryCaptureImageStorage, UNCOMPRESSED)])
     dataset, _ = colour_jpeg()
