@@ -13,8 +13,6 @@
 """
 
 import hashlib
-import io
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import BinaryIO, Final, Protocol
 
 from standards import transfer_syntaxes
 from standards.errors import PermanentError
+from standards.file_meta import read_file_meta
 from standards.frames import iter_frames, layout
 from standards.part10 import Header, open_plain, read_header
 from standards.pixels import decode_stored
@@ -73,40 +72,16 @@ class DigestWriter:
 def dataset_sha256(source: Path | str | BinaryIO) -> str:
     """The digest of all bytes after the file meta group; only that group is parsed, so a damaged object has one too.
 
-    Raises: PermanentError "not-dicom", "truncated", "invalid-vr".
+    Raises: PermanentError "not-dicom", "truncated", "invalid-vr", "length-out-of-bounds".
     """
     if isinstance(source, Path | str):
         with open(source, "rb") as file:
             return dataset_sha256(file)
-    start = _dataset_offset(source)
-    source.seek(start)
+    source.seek(read_file_meta(source).dataset_offset)
     digest = hashlib.sha256()
     while chunk := source.read(_CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _dataset_offset(file: BinaryIO) -> int:
-    end = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    if file.read(132)[128:] != b"DICM":
-        raise PermanentError("not-dicom", "no DICM after a preamble of 128 bytes")
-    position = 132
-    while position < end:
-        file.seek(position)
-        head = file.read(12)
-        if head[:2] != b"\x02\x00":
-            break
-        if len(head) < 8:
-            raise PermanentError("truncated", "the file meta group breaks off")
-        if not head[4:6].isalpha():
-            raise PermanentError("invalid-vr", f"{head[4:6]!r} at {position} is not a value representation")
-        long = head[4:6] in (b"OB", b"UN", b"OW", b"SQ", b"UT")
-        length = struct.unpack("<L", head[8:12])[0] if long and len(head) == 12 else struct.unpack("<H", head[6:8])[0]
-        position += (12 if long else 8) + length
-    if position > end:
-        raise PermanentError("truncated", "the file meta group breaks off")
-    return position
 
 
 def pixel_sha256(fileobj: BinaryIO, header: Header) -> str | None:
