@@ -20,7 +20,7 @@ from pacs_node.dimse.find import on_extended, on_find
 from pacs_node.dimse.services import on_established
 from pacs_node.dimse.store import on_store
 from pacs_node.dimse.tls import DicomPort, server_context
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from standards.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 

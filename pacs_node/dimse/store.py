@@ -19,8 +19,8 @@ from pacs_node.config import storage_sop_classes
 from pacs_node.dimse.admission import peer_of
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.statuses import OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS, refusal, status_dataset
-from pacs_node.storage.filesystem import storage
 from pacs_node.storage.incoming import Incoming
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import Described, Source, foresee, ingest, receive, take_in
 from standards.errors import PermanentError, RegisError
 from standards.uids import named

@@ -8,9 +8,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import structlog
 
@@ -292,8 +291,3 @@ class FilesystemStorage:
         if error.errno in _OUT_OF_SPACE:
             return TransientError("storage-full", "the disk of the storage is full")
         return error
-
-
-def storage() -> "FilesystemStorage":
-    """The storage of this process, as its settings say (``stores.storage``, which knows every kind of storage)."""
-    return cast(FilesystemStorage, import_module("pacs_node.storage.stores").storage())

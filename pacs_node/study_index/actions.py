@@ -10,9 +10,9 @@ from django.db import IntegrityError, OperationalError, transaction
 from django.utils import timezone
 
 from pacs_node.config import config, storage_sop_classes
-from pacs_node.storage.filesystem import storage
 from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import instance_key, is_recompressed, is_variant, variant_key
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.attributes import IndexRows, index_rows
 from pacs_node.study_index.copies import as_received, former_paths, note_recompressed
 from pacs_node.study_index.counts import recount

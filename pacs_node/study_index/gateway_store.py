@@ -8,8 +8,8 @@ from django.db.models import Q, QuerySet, Sum
 
 from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
 from gateway.protocols import HeldInstance
-from pacs_node.storage.filesystem import storage
 from pacs_node.storage.models import Holding
+from pacs_node.storage.stores import storage
 from pacs_node.study_index import actions
 from pacs_node.study_index.copies import open_received, recompression_of
 from pacs_node.study_index.models import Instance, Series, Study

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.http import HttpResponse
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from gateway.models import JoinState
 from pacs_node.study_index.actions import Ingested, ingest
+from pacs_node.study_index.models import Instance
+from standards.multipart import parse_related
 from standards.tokens import generate_key, issue_image_token, public_key_to_text
 from standards.uids import new_uid
 
@@ -108,3 +111,20 @@ def join() -> Centre:
         },
     )
     return centre
+
+
+def body(response: HttpResponse) -> bytes:
+    return b"".join(response.streaming_content) if response.streaming else response.content  # type: ignore[attr-defined]
+
+
+def parts(response: HttpResponse) -> list[tuple[str, bytes]]:
+    stream = io.BytesIO(body(response))
+    return [(part.content_type, b"".join(part)) for part in parse_related(stream, response["Content-Type"])]
+
+
+def place(instance: Instance) -> str:
+    series = instance.series
+    return (
+        f"studies/{series.study.study_instance_uid}/series/{series.series_instance_uid}"
+        f"/instances/{instance.sop_instance_uid}"
+    )

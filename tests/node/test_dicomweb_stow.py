@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 
 from pacs_node.clinic.models import AuditEntry
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
 from standards.errors import TransientError
 from standards.uids import new_uid

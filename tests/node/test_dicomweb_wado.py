@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from django.http import HttpResponse
 from django.test import Client
 from PIL import Image
 from pydicom import dcmread
 
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import ingest
 from pacs_node.study_index.models import Instance
 from standards.errors import RegisError
-from standards.multipart import parse_related
 from standards.uids import new_uid
-from tests.node.dicomweb_node import Centre, ct_slice, join, take_in
+from tests.node.dicomweb_node import Centre, body, ct_slice, join, parts, place, take_in
 
 pytestmark = pytest.mark.django_db
 
@@ -40,23 +38,6 @@ def get(client: Client, centre: Centre) -> Any:
         return client.get(f"/dicom-web/{path}", headers=sent)
 
     return ask
-
-
-def body(response: HttpResponse) -> bytes:
-    return b"".join(response.streaming_content) if response.streaming else response.content  # type: ignore[attr-defined]
-
-
-def parts(response: HttpResponse) -> list[tuple[str, bytes]]:
-    stream = io.BytesIO(body(response))
-    return [(part.content_type, b"".join(part)) for part in parse_related(stream, response["Content-Type"])]
-
-
-def place(instance: Instance) -> str:
-    series = instance.series
-    return (
-        f"studies/{series.study.study_instance_uid}/series/{series.series_instance_uid}"
-        f"/instances/{instance.sop_instance_uid}"
-    )
 
 
 def test_a_study_comes_back_byte_for_byte(get: Any) -> None:

@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from django.http import HttpResponse
 from django.test import Client
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
@@ -23,12 +22,10 @@ from pydicom.uid import (
 
 from pacs_node.dicomweb import retrieval
 from pacs_node.study_index.actions import ingest
-from pacs_node.study_index.models import Instance
-from standards.multipart import parse_related
 from standards.part10 import inflate
 from standards.uids import new_uid
 from tests.factories.dicom import compressed, ct_instance, ct_series, encapsulated_pdf, part10
-from tests.node.dicomweb_node import Centre, ct_slice, join, take_in
+from tests.node.dicomweb_node import Centre, body, ct_slice, join, parts, place, take_in
 
 pytestmark = pytest.mark.django_db
 
@@ -49,23 +46,6 @@ def get(client: Client, centre: Centre) -> Any:
         return client.get(f"/dicom-web/{path}", headers=sent)
 
     return ask
-
-
-def body(response: HttpResponse) -> bytes:
-    return b"".join(response.streaming_content) if response.streaming else response.content  # type: ignore[attr-defined]
-
-
-def parts(response: HttpResponse) -> list[tuple[str, bytes]]:
-    stream = io.BytesIO(body(response))
-    return [(part.content_type, b"".join(part)) for part in parse_related(stream, response["Content-Type"])]
-
-
-def place(instance: Instance) -> str:
-    series = instance.series
-    return (
-        f"studies/{series.study.study_instance_uid}/series/{series.series_instance_uid}"
-        f"/instances/{instance.sop_instance_uid}"
-    )
 
 
 def written(dataset: Any, syntax: str) -> bytes:

@@ -15,7 +15,7 @@ from pacs_node.clinic.models import AuditEntry
 from pacs_node.study_index.models import Instance
 from standards.uids import new_uid
 from tests.factories.dicom import compressed, ct_instance, encapsulated_pdf, part10
-from tests.node.dicomweb_node import Centre, ct_slice, join, take_in
+from tests.node.dicomweb_node import Centre, body, ct_slice, join, take_in
 
 pytestmark = pytest.mark.django_db
 
@@ -38,10 +38,6 @@ def get(client: Client, centre: Centre) -> Any:
         return client.get(f"{address}?{urlencode(query)}", headers=centre.bearer(series.study.study_instance_uid))
 
     return ask
-
-
-def body(response: HttpResponse) -> bytes:
-    return b"".join(response.streaming_content) if response.streaming else response.content  # type: ignore[attr-defined]
 
 
 def picture(response: HttpResponse) -> Image.Image:

@@ -18,7 +18,7 @@ from gateway.envelope import Directory, InstanceDescription, JoinAnswer, Peer, R
 from gateway.keys import is_signed, node_key, public_text, sign
 from gateway.models import IssuedReceipt
 from pacs_node.config import config
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.storage.watermarks import Space, Watermarks
 from pacs_node.study_index.models import Instance
 from standards import http_signatures

@@ -14,7 +14,7 @@ from pacs_node.config import NodeConfig, config
 from pacs_node.dimse import commitment, commitment_service
 from pacs_node.dimse.server import DimseServer
 from pacs_node.logs import configure_logs
-from pacs_node.storage.filesystem import storage
+from pacs_node.storage.stores import storage
 from pacs_node.web import WebServers
 from pacs_node.wsgi import application
 from standards.errors import PermanentError
