@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +48,27 @@ class Server:
 def program(name: str) -> str:
     """The path of an installed program, "" if it is not installed."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") or ""
+
+
+@contextmanager
+def running(command: list[str], log: Path, environment: dict[str, str], ready: Callable[[], bool]) -> Iterator[int]:
+    """A program until the block ends, its output in ``log``; gives its process id when it is ``ready``."""
+    with log.open("wb") as output:
+        started = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=as_child(os.getpid()),
+        )
+    try:
+        wait_until(ready, 300, f"{command[0]} answers")
+        yield started.pid
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.wait(60)
 
 
 @asynccontextmanager

@@ -4,14 +4,12 @@ import http.client
 import json
 import os
 import random
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -22,9 +20,10 @@ import psycopg
 
 from deploy.health import listens
 from deploy.postgres import superuser_url
-from deploy.processes import as_child, free_port, wait_until
+from deploy.processes import free_port
 from pacs_node.dimse.calling import Address
 from standards.tokens import generate_key, issue_image_token, public_key_to_text
+from tests.bench._peers import program, running
 from tests.factories.dicom import Patient, Study, part10, secondary_capture
 from tests.factories.made_up_names import MadeUpPatient, patients
 
@@ -83,26 +82,6 @@ def _python(code: str, environment: dict[str, str]) -> str:
 
 
 @contextmanager
-def _process(command: list[str], log: Path, environment: dict[str, str], ready: Callable[[], bool]) -> Iterator[None]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=as_child(os.getpid()),
-        )
-    try:
-        wait_until(ready, 300, f"{command[0]} answers")
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-@contextmanager
 def _postgres(folder: Path) -> Iterator[str]:
     """A server of its own; the URL of the node's database."""
     port = free_port()
@@ -110,7 +89,7 @@ def _postgres(folder: Path) -> Iterator[str]:
     if not (folder / "password").exists():
         folder.mkdir(parents=True, exist_ok=True)
         _python(f"from pathlib import Path; from deploy.postgres import *; initialise(Path({str(folder)!r}))", {})
-    with _process([sys.executable, "-c", code], folder / "log", {}, listens(port)):
+    with running([sys.executable, "-c", code], folder / "log", {}, listens(port)):
         with psycopg.connect(superuser_url(folder, port), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'bench'").fetchone():
                 connection.execute("CREATE DATABASE bench")
@@ -154,7 +133,7 @@ def _regis(folder: Path, count: int, database_url: str, samples: int, seed: int)
         key, "k1", subject="bench", audience="bench", studies=["*"], operations=["read"], ttl=7200
     )
     command = [sys.executable, "-m", "django", "run", "pacs"]
-    with _process(command, folder / "log", environment, lambda: listens(web)() and listens(dicom)()):
+    with running(command, folder / "log", environment, lambda: listens(web)() and listens(dicom)()):
         yield Target(
             "Regis node",
             web,
@@ -248,7 +227,7 @@ def orthanc(directory: Path, seconds: int, samples: int, seed: int) -> Iterator[
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     log = folder / "log"
     ready = lambda: listens(web)() and listens(dicom)()  # noqa: E731
-    with _process([program("Orthanc"), str(folder / "orthanc.json")], log, {}, ready):
+    with running([program("Orthanc"), str(folder / "orthanc.json")], log, {}, ready):
         kept = folder / "keys.json"
         if not kept.exists():
             print(f"Loading Orthanc for {seconds} s, once.", flush=True)
@@ -256,11 +235,6 @@ def orthanc(directory: Path, seconds: int, samples: int, seed: int) -> Iterator[
         keys = json.loads(kept.read_text())
         chosen = random.Random(seed).sample(keys, min(samples, len(keys)))
         yield Target("Orthanc", web, {}, Address("ORTHANC", "127.0.0.1", dicom), len(keys), chosen)
-
-
-def program(name: str) -> str:
-    """Where a peer is installed, "" if it is not."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") or ""
 
 
 def connect(port: int) -> http.client.HTTPConnection:

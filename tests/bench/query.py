@@ -21,7 +21,8 @@ from pynetdicom.dsutils import encode
 from pacs_node.dimse.calling import associate
 from pacs_node.dimse.channel import Channel
 from standards import upper_layer
-from tests.bench._query_targets import ASKER, PLUGIN, ROOT, Keys, Target, connect, orthanc, program, regis
+from tests.bench._peers import program
+from tests.bench._query_targets import ASKER, PLUGIN, ROOT, Keys, Target, connect, orthanc, regis
 
 STUDY_ROOT_FIND: Final = "1.2.840.10008.5.1.4.1.2.2.1"
 IMPLICIT: Final = "1.2.840.10008.1.2"

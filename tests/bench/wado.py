@@ -9,8 +9,6 @@ import argparse
 import json
 import os
 import re
-import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -28,9 +26,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from deploy.health import listens
-from deploy.processes import as_child, free_port, wait_until
+from deploy.processes import free_port
 from standards.multipart import OutgoingPart, encode_related, new_boundary
 from standards.tokens import generate_key, issue_image_token, public_key_to_text
+from tests.bench._peers import program, running
 from tests.factories.dicom import ct_series, part10
 
 ROOT = Path(__file__).parents[2]
@@ -75,26 +74,6 @@ class Server:
         return int(found[1]) / 1000 if found else 0.0
 
 
-@contextmanager
-def _process(command: list[str], port: int, log: Path, environment: dict[str, str]) -> Iterator[int]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=as_child(os.getpid()),
-        )
-    try:
-        wait_until(listens(port), 60, f"{command[0]} listens")
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
 _JOIN = """
 import django; django.setup()
 from django.core.management import call_command
@@ -122,7 +101,7 @@ def regis(folder: Path) -> Iterator[Server]:
         key, "k1", subject="bench", audience="bench", studies=["*"], operations=["read", "store"], ttl=7200
     )
     command = [sys.executable, "-m", "django", "run", "pacs"]
-    with _process(command, web, folder / "log", environment) as pid:
+    with running(command, folder / "log", environment, listens(web)) as pid:
         yield Server(f"http://127.0.0.1:{web}/dicom-web", {"Authorization": f"Bearer {token}"}, pid)
 
 
@@ -142,13 +121,9 @@ def orthanc(folder: Path) -> Iterator[Server]:
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
     (folder / "orthanc.json").write_text(json.dumps(configuration))
-    command = [_program("Orthanc"), str(folder / "orthanc.json")]
-    with _process(command, web, folder / "log", {}) as pid:
+    command = [program("Orthanc"), str(folder / "orthanc.json")]
+    with running(command, folder / "log", {}, listens(web)) as pid:
         yield Server(f"http://127.0.0.1:{web}/dicom-web", {}, pid)
-
-
-def _program(name: str) -> str:
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin") or ""
 
 
 def store(server: Server, instances: list[bytes]) -> None:
@@ -315,7 +290,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--dir", type=Path, default=ROOT / "var" / "bench", help="a folder on the disk to measure")
     chosen = parser.parse_args()
-    if not _program("Orthanc") or not PLUGIN.exists():
+    if not program("Orthanc") or not PLUGIN.exists():
         sys.exit("regis bench wado needs Orthanc and its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb).")
     chosen.dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wado-", dir=chosen.dir) as folder:
