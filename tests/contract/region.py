@@ -293,6 +293,10 @@ class Region:
     def start_pacs(self, node: NodeUnderTest) -> None:
         """Start the receiving process of a node and wait until it answers."""
         node.pacs.start()
+        self.wait_for_pacs(node)
+
+    def wait_for_pacs(self, node: NodeUnderTest) -> None:
+        """Wait until the receiving process of a node answers."""
         self._wait(node.pacs, node.https_port, "/gateway/v1/instances/1.2.3")
 
     def take_in(self, node: NodeUnderTest, folder: Path) -> None:

@@ -114,6 +114,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 @pytest.fixture
 def setup(shared: Setup) -> Iterator[Setup]:
     shared.middle.behaviour = honest
+    shared.region.wait_for_pacs(shared.archive)  # a test before may have killed it last
     yield shared
     shared.middle.behaviour = honest
 
