@@ -8,7 +8,7 @@ from uuid import uuid4
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.utils import timezone
 
-from gateway.envelope import AssociationRefused, Directory, InstanceConflicted, JoinAnswer, SendStudy
+from gateway.envelope import AssociationRefused, Configuration, Directory, InstanceConflicted, JoinAnswer, SendStudy
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
 from gateway.protocols import HeldInstance
 
@@ -181,6 +181,12 @@ def apply_directory(directory: Directory) -> None:
     if added:
         state.backfill_after = 0
     state.save(update_fields=["directory", "backfill_after"])
+
+
+@transaction.atomic
+def apply_configuration(configuration: Configuration) -> None:
+    """Take what the region decided for this node, whatever its version: going back is one more version."""
+    JoinState.objects.update(configuration=configuration.model_dump(mode="json"))
 
 
 @transaction.atomic

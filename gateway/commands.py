@@ -15,7 +15,11 @@ log = structlog.get_logger(__name__)
 
 WAIT_SECONDS = 25
 _BODY: TypeAdapter[CommandBody] = TypeAdapter(CommandBody)
-_OWN = {"directory": actions.apply_directory, "study.send": actions.apply_send_study}
+_OWN = {
+    "directory": actions.apply_directory,
+    "configuration": actions.apply_configuration,
+    "study.send": actions.apply_send_study,
+}
 
 
 def poll(centre: httpx.Client, *, wait: int = WAIT_SECONDS) -> int:

@@ -17,6 +17,7 @@ class JoinState(models.Model):
     acknowledged_seq = models.PositiveBigIntegerField(default=0)
     backfill_after = models.BigIntegerField(null=True)
     directory = models.JSONField(default=dict)
+    configuration = models.JSONField(default=dict)
     centre_seen_at = models.DateTimeField(null=True)
     last_error = models.CharField(max_length=255, blank=True)
     joined_at = models.DateTimeField(auto_now_add=True)

@@ -2,6 +2,9 @@
 
 from django.db import connection
 
+from gateway.envelope import Configuration
+from gateway.models import JoinState
+
 
 def _exists(rows: str) -> bool:
     with connection.cursor() as cursor:
@@ -29,3 +32,9 @@ def anything_to_tell() -> bool:
 def anything_to_deliver() -> bool:
     """Whether the ledger has a delivery without its receipt, due or not."""
     return _exists("gateway_delivery WHERE status = 'waiting'")
+
+
+def configuration() -> Configuration:
+    """What the region decided for this node; the defaults before it is joined and told."""
+    told = JoinState.objects.values_list("configuration", flat=True).first()
+    return Configuration.model_validate(told or {})

@@ -207,6 +207,7 @@ def status_of(state: JoinState) -> NodeStatus:
         events_waiting=relay.waiting_events(state) + OutboxEntry.objects.count(),
         deliveries_waiting=waiting.count(),
         oldest_waiting_seconds=int((timezone.now() - oldest).total_seconds()) if oldest else 0,
+        configuration_version=state.configuration.get("version", 0),
     )
 
 

@@ -1,0 +1,103 @@
+"""Commands down: what the centre wants of a node."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field
+
+from gateway.envelope.base import SCHEMA_VERSION, Wire
+from gateway.envelope.configuration import Configuration
+from worklist.feed import DeviceRules, WorklistItem
+
+
+class Peer(Wire):
+    """A node of the region as other nodes need to know it."""
+
+    name: str
+    kind: Literal["archive", "clinic", "gateway"]
+    ae_title: str
+    url: str = Field(description="HTTPS address for other nodes")
+    public_key: str = Field(description="Ed25519, the 32 raw bytes in unpadded base64url")
+
+
+class Directory(Wire):
+    """The whole trust list; replaces the one before."""
+
+    type: Literal["directory"] = "directory"
+    peers: list[Peer]
+    token_keys: dict[str, str] = Field(description="kid → Ed25519 public key that signs image tokens")
+    mirror_to: list[str] = Field(description="names of the peers that this node mirrors to")
+    site_name: str = ""
+    time_zone: str = "Europe/Moscow"
+
+
+class Schedule(Wire):
+    """Worklist items to put or replace, and ids of those to take away."""
+
+    type: Literal["schedule"] = "schedule"
+    items: list[WorklistItem] = []
+    removed: list[str] = []
+
+
+class Devices(Wire):
+    """The AE registry of the node; replaces what the centre said before, not what was admitted at the node."""
+
+    type: Literal["devices"] = "devices"
+    devices: list[DeviceRules]
+
+
+class SendStudy(Wire):
+    """Deliver this study before others. Priority: 0 stat, 10 consult, 50 routine (smaller goes first)."""
+
+    type: Literal["study.send"] = "study.send"
+    study_instance_uid: str
+    priority: int = 10
+
+
+class RosterEntry(Wire):
+    """A person of the site who may log in at the node while the centre is away."""
+
+    username: str
+    full_name: str
+    role: str
+    password_hash: str
+
+
+class Roster(Wire):
+    """The people of the site; replaces the one before; nobody of it can log in after ``expires_at``."""
+
+    type: Literal["roster"] = "roster"
+    entries: list[RosterEntry]
+    expires_at: AwareDatetime
+
+
+CommandBody = Annotated[
+    Directory | Schedule | Devices | SendStudy | Roster | Configuration, Field(discriminator="type")
+]
+
+
+class Command(Wire):
+    """One thing the centre wants of a node; ``seq`` rises per node, applying twice changes nothing."""
+
+    schema_version: int = SCHEMA_VERSION
+    seq: int
+    body: CommandBody
+
+
+class CommandBatch(Wire):
+    """Answer of ``GET /federation/v1/commands?after=SEQ&wait=25``."""
+
+    commands: list[Command]
+
+
+class RawCommand(Wire):
+    """A command as the node first takes it: one it does not know stops no other."""
+
+    schema_version: int
+    seq: int
+    body: dict[str, Any]
+
+
+class RawCommandBatch(Wire):
+    """``CommandBatch`` as the node first takes it."""
+
+    commands: list[RawCommand]

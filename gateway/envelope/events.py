@@ -1,0 +1,161 @@
+"""Events up: what a node tells the centre."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field
+
+from gateway.envelope.base import SCHEMA_VERSION, Wire
+
+
+class PatientIdentity(Wire):
+    """Who the images are of, as the device wrote it (Unicode, carets kept)."""
+
+    patient_id: str
+    issuer_of_patient_id: str = ""
+    patient_name: str = ""
+    patient_birth_date: str = ""
+    patient_sex: str = ""
+
+
+class StudyDescription(Wire):
+    """Study-level attributes; DA/TM are kept as received."""
+
+    study_instance_uid: str
+    study_date: str = ""
+    study_time: str = ""
+    timezone_offset_from_utc: str = ""
+    accession_number: str = ""
+    study_id: str = ""
+    study_description: str = ""
+    referring_physician_name: str = ""
+    institution_name: str = ""
+
+
+class SeriesDescription(Wire):
+    """Series-level attributes."""
+
+    series_instance_uid: str
+    modality: str = ""
+    series_number: int | None = None
+    series_description: str = ""
+    series_date: str = ""
+    series_time: str = ""
+    body_part_examined: str = ""
+    station_name: str = ""
+    source_ae_title: str = ""
+
+
+class InstanceDescription(Wire):
+    """One stored instance: a UID alone never names it, ``(sop_instance_uid, dataset_sha256)`` does."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    dataset_sha256: str
+    pixel_sha256: str | None = None
+    frames_sha256: str | None = None
+    size: int
+    instance_number: int | None = None
+    number_of_frames: int = 1
+
+
+class SeriesChanged(Wire):
+    """Instances arrived at this node. ``count`` and ``root_hash`` are of all the node holds of the series now."""
+
+    type: Literal["series.changed"] = "series.changed"
+    patient: PatientIdentity
+    study: StudyDescription
+    series: SeriesDescription
+    added: list[InstanceDescription]
+    count: int
+    root_hash: str
+
+
+class SeriesReleased(Wire):
+    """This node no longer holds these instances (zero retention after receipt, or a retention rule)."""
+
+    type: Literal["series.released"] = "series.released"
+    study_instance_uid: str
+    series_instance_uid: str
+    patient_id: str
+    released: list[tuple[str, str]] = Field(description="(sop_instance_uid, dataset_sha256)")
+    count: int
+    root_hash: str
+
+
+class DeliveryProgress(Wire):
+    """How far this node's ledger is with a study towards a destination."""
+
+    type: Literal["delivery.progress"] = "delivery.progress"
+    study_instance_uid: str
+    destination: str
+    total: int
+    receipted: int
+    failed: int
+    last_error: str = ""
+
+
+class AssociationRefused(Wire):
+    """A peer was refused at the DICOM port: shown to the engineer, who may admit it."""
+
+    type: Literal["association.refused"] = "association.refused"
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+    reason: str
+
+
+class InstanceConflicted(Wire):
+    """A used SOP Instance UID came with other content; it was kept aside as a variant."""
+
+    type: Literal["instance.conflicted"] = "instance.conflicted"
+    study_instance_uid: str
+    sop_instance_uid: str
+    kept_sha256: str
+    variant_sha256: str
+    source_ae_title: str = ""
+
+
+EventBody = Annotated[
+    SeriesChanged | SeriesReleased | DeliveryProgress | AssociationRefused | InstanceConflicted,
+    Field(discriminator="type"),
+]
+
+
+class Event(Wire):
+    """One numbered fact of a node; ``(node, epoch, seq)`` is its identity and has no gaps within an epoch."""
+
+    schema_version: int = SCHEMA_VERSION
+    epoch: str
+    seq: int
+    occurred_at: AwareDatetime
+    body: EventBody
+
+
+class RawEvent(Wire):
+    """An event as the receiver first takes it: the body is judged event by event, so one bad one stops no other."""
+
+    schema_version: int
+    epoch: str = Field(max_length=36)
+    seq: int = Field(ge=1)
+    occurred_at: AwareDatetime
+    body: dict[str, Any]
+
+
+class RawEventBatch(Wire):
+    """``EventBatch`` as the receiver first takes it."""
+
+    events: list[RawEvent] = Field(max_length=500)
+
+
+class EventBatch(Wire):
+    """Body of ``POST /federation/v1/events``; events in rising ``seq``, one epoch."""
+
+    events: list[Event] = Field(max_length=500)
+
+
+class EventAnswer(Wire):
+    """How far the centre has durably taken this node's events: ``seq`` of the last one, and of which epoch."""
+
+    epoch: str
+    cursor: int
