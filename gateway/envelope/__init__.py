@@ -11,6 +11,7 @@ from gateway.envelope.commands import (
     CommandBody,
     Devices,
     Directory,
+    FetchStudy,
     Peer,
     RawCommand,
     RawCommandBatch,
@@ -19,7 +20,15 @@ from gateway.envelope.commands import (
     Schedule,
     SendStudy,
 )
-from gateway.envelope.configuration import Configuration, MirrorPolicy, MirrorRule, OutsideDestination, RateWindow
+from gateway.envelope.configuration import (
+    Configuration,
+    ForeignSource,
+    ImportRule,
+    MirrorPolicy,
+    MirrorRule,
+    OutsideDestination,
+    RateWindow,
+)
 from gateway.envelope.events import (
     AssociationRefused,
     DeliveryProgress,
@@ -27,6 +36,9 @@ from gateway.envelope.events import (
     EventAnswer,
     EventBatch,
     EventBody,
+    ForeignRetrieval,
+    ForeignSourceState,
+    ForeignStudySeen,
     InstanceConflicted,
     InstanceDescription,
     PatientIdentity,
@@ -55,6 +67,12 @@ __all__ = [
     "EventAnswer",
     "EventBatch",
     "EventBody",
+    "FetchStudy",
+    "ForeignRetrieval",
+    "ForeignSource",
+    "ForeignSourceState",
+    "ForeignStudySeen",
+    "ImportRule",
     "InstanceConflicted",
     "InstanceDescription",
     "JoinAnswer",

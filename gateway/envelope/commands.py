@@ -53,6 +53,15 @@ class SendStudy(Wire):
     priority: int = 10
 
 
+class FetchStudy(Wire):
+    """Fetch a study from a foreign PACS. Priority as for ``SendStudy``."""
+
+    type: Literal["study.fetch"] = "study.fetch"
+    study_instance_uid: str
+    source: str
+    priority: int = 10
+
+
 class RosterEntry(Wire):
     """A person of the site who may log in at the node while the centre is away."""
 
@@ -71,7 +80,7 @@ class Roster(Wire):
 
 
 CommandBody = Annotated[
-    Directory | Schedule | Devices | SendStudy | Roster | Configuration, Field(discriminator="type")
+    Directory | Schedule | Devices | SendStudy | FetchStudy | Roster | Configuration, Field(discriminator="type")
 ]
 
 

@@ -5,9 +5,10 @@ What a node needs before it knows a centre (ports, folders, keys) is its own ``N
 decides.
 """
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gateway.envelope.base import Wire
 
@@ -61,9 +62,56 @@ class MirrorPolicy(Wire):
     )
 
 
+class ImportRule(Wire):
+    """What becomes of new studies of a foreign PACS. The first rule that fits decides; what none fits is on demand."""
+
+    modalities: list[str] = Field(default=[], description="(0008,0060), any of the study's; empty: all")
+    when: Literal["catalogue", "on-demand", "now", "night"] = Field(
+        default="on-demand", description="catalogue: listed, never fetched; night: of the mirror policy"
+    )
+
+
+class ForeignSource(Wire):
+    """A PACS that is no part of the region and is not changed for it: polled, listed, fetched from."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    kind: Literal["dicom", "dicomweb"] = "dicom"
+    ae_title: str = Field(default="", max_length=16, description="of the PACS")
+    host: str = ""
+    port: int = 0
+    use_tls: bool = False
+    url: str = Field(default="", description="of its DICOMweb service, for ``dicomweb``")
+    calling_ae_title: str = Field(default="", max_length=16, description="empty: the node's own")
+    sending_ae_title: str = Field(default="", max_length=16, description="under which it sends; empty: ``ae_title``")
+    retrieve: Literal["c-move", "c-get", "wado-rs"] = "c-move"
+    poll_seconds: int = Field(default=300, ge=1)
+    window_days: int = Field(default=7, ge=0, description="so many days back are looked over in full")
+    sweep_seconds: int = Field(default=21_600, ge=1, description="how often they are; else only yesterday and today")
+    hours: list[str] = Field(default=[], description="``HH:MM-HH:MM`` in the site's zone; empty: always")
+    queries_per_minute: int = Field(default=20, ge=1)
+    concurrent_retrieves: int = Field(default=1, ge=1, le=16)
+    answers_at_most: int = Field(default=0, ge=0, description="known cap on its answers; 0: unknown")
+    changes_by: Literal["", "StudyArrivalDate", "StudyCompletionDate", "StudyVerifiedDate"] = Field(
+        default="", description="a date of arrival that it matches on, so that late studies of old dates are seen"
+    )
+    character_set: str = Field(default="ISO_IR 192", description="what it means where it names none")
+    issuer_of_patient_id: str = ""
+    timeout_seconds: float = Field(default=120.0, gt=0, description="for each of its answers")
+    rules: list[ImportRule] = []
+
+    @field_validator("hours")
+    @classmethod
+    def _are_hours(cls, value: list[str]) -> list[str]:
+        for span in value:
+            if not all(re.match(CLOCK, end) for end in span.partition("-")[::2]):
+                raise ValueError(f"{span!r} is not HH:MM-HH:MM")
+        return value
+
+
 class Configuration(Wire):
     """The whole configuration of a node; replaces the one before. Version 0 is what holds before any came."""
 
     type: Literal["configuration"] = "configuration"
     version: int = 0
     mirror: MirrorPolicy = MirrorPolicy()
+    foreign: list[ForeignSource] = []

@@ -116,8 +116,58 @@ class InstanceConflicted(Wire):
     source_ae_title: str = ""
 
 
+class ForeignStudySeen(Wire):
+    """A foreign PACS lists this study, lists it otherwise than before, or (``gone``) lists it no more."""
+
+    type: Literal["foreign.study"] = "foreign.study"
+    source: str
+    patient: PatientIdentity
+    study: StudyDescription
+    modalities: list[str] = []
+    series_count: int | None = Field(default=None, description="None: it does not say")
+    instance_count: int | None = None
+    may_fetch: bool = True
+    gone: bool = False
+
+
+class ForeignRetrieval(Wire):
+    """How far this node is with fetching a study from a foreign PACS. ``missing``: the first of ``missing_count``."""
+
+    type: Literal["foreign.retrieval"] = "foreign.retrieval"
+    source: str
+    study_instance_uid: str
+    patient_id: str = ""
+    status: Literal["waiting", "done", "failed"]
+    expected: int | None = Field(default=None, description="None: the PACS does not list its instances")
+    held: int = 0
+    missing_count: int = 0
+    missing: list[str] = []
+    attempts: int = 0
+    next_attempt_at: AwareDatetime | None = None
+    last_error: str = ""
+
+
+class ForeignSourceState(Wire):
+    """How a foreign PACS answers: told when that changes, and daily."""
+
+    type: Literal["foreign.source"] = "foreign.source"
+    source: str
+    polled_at: AwareDatetime | None = None
+    failing_since: AwareDatetime | None = None
+    last_error: str = ""
+    studies: int = 0
+    quirks: list[str] = []
+
+
 EventBody = Annotated[
-    SeriesChanged | SeriesReleased | DeliveryProgress | AssociationRefused | InstanceConflicted,
+    SeriesChanged
+    | SeriesReleased
+    | DeliveryProgress
+    | AssociationRefused
+    | InstanceConflicted
+    | ForeignStudySeen
+    | ForeignRetrieval
+    | ForeignSourceState,
     Field(discriminator="type"),
 ]
 
