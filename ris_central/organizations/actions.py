@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from ris_central.accounts import actions as accounts
 from ris_central.accounts.models import User
 from ris_central.audit.actions import record
-from ris_central.organizations.listeners import people_changed
+from ris_central.organizations.listeners import people_changed, storage_model_changed
 from ris_central.organizations.models import Membership, Site
 from standards.errors import ConflictError, PermanentError
 
@@ -24,6 +24,7 @@ def add_site(
     accession_prefix: str,
     time_zone: str = "Europe/Moscow",
     issuer_of_patient_id: str = "",
+    storage_model: str = Site.StorageModel.CENTRALISED,
     address: str = "",
     phone: str = "",
     request: HttpRequest | None = None,
@@ -43,6 +44,7 @@ def add_site(
         accession_prefix=accession_prefix.upper(),
         time_zone=time_zone,
         issuer_of_patient_id=issuer_of_patient_id or code.upper(),
+        storage_model=storage_model or Site.StorageModel.CENTRALISED,
         address=address,
         phone=phone,
     )
@@ -53,6 +55,28 @@ def add_site(
         raise ConflictError("code-taken", f"{code} or {accession_prefix}") from error
     record("site.added", request=request, actor=None if request else "centre", entity=site, detail={"code": code})
     return site
+
+
+@transaction.atomic
+def set_storage_model(site: Site, storage_model: str, *, request: HttpRequest | None = None) -> None:
+    """Have the images of a site lie elsewhere by rule from now on; what is where stays until the rules move it.
+
+    Raises: PermanentError("unknown-storage-model").
+    """
+    if storage_model not in Site.StorageModel.values:
+        raise PermanentError("unknown-storage-model", storage_model)
+    if site.storage_model == storage_model:
+        return
+    former, site.storage_model = site.storage_model, storage_model
+    site.save(update_fields=["storage_model"])
+    record(
+        "site.storage-model",
+        request=request,
+        actor=None if request else "centre",
+        entity=site,
+        detail={"from": former, "to": storage_model},
+    )
+    storage_model_changed(site)
 
 
 @transaction.atomic

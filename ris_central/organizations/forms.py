@@ -51,6 +51,12 @@ class SiteForm(Styled):
     code = forms.SlugField(label=_("Code (Latin, in addresses)"), max_length=50)
     name = forms.CharField(max_length=128, label=_("Name"))
     kind = forms.ChoiceField(choices=Site.Kind.choices, label=_("Kind"))
+    storage_model = forms.ChoiceField(
+        choices=Site.StorageModel.choices,
+        initial=Site.StorageModel.CENTRALISED,
+        required=False,
+        label=_("Where its images lie"),
+    )
     accession_prefix = forms.RegexField(
         r"^[A-Za-z0-9]{1,4}$",
         label=_("Prefix of accession numbers"),

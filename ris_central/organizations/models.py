@@ -14,6 +14,13 @@ class Site(models.Model):
         CONSULTANT = "consultant", _("Reference centre")
         CENTRE = "centre", _("Centre")
 
+    class StorageModel(models.TextChoices):
+        """Where the images of a clinic lie by rule; a region may mix them."""
+
+        CENTRALISED = "centralised", _("Everything goes to the archive at once")
+        DISTRIBUTED = "distributed", _("Images stay at the clinic, the archive gets them on demand")
+        HYBRID = "hybrid", _("Small studies go at once, large ones at night")
+
     code = models.SlugField(unique=True)
     name = models.CharField(max_length=128)
     kind = models.CharField(max_length=16, choices=Kind)
@@ -22,6 +29,7 @@ class Site(models.Model):
     time_zone = models.CharField(max_length=64, default="Europe/Moscow")
     accession_prefix = models.CharField(max_length=4, unique=True)
     issuer_of_patient_id = models.CharField(max_length=64, blank=True)
+    storage_model = models.CharField(max_length=12, choices=StorageModel, default=StorageModel.CENTRALISED)
 
     class Meta:
         ordering = ["code"]

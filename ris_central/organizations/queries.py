@@ -3,9 +3,13 @@
 from django.contrib.auth.models import AnonymousUser
 from django.db.models import QuerySet
 
+from gateway.envelope import MirrorRule
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, can
 from ris_central.organizations.models import Site
+
+SMALL_MODALITIES = ["CR", "DX", "MG", "US", "ES", "XC", "SR", "PR", "KO", "DOC", "ECG"]
+"""What the hybrid model mirrors at once: a few images, or none but text."""
 
 
 def sites_of(user: User) -> QuerySet[Site]:
@@ -34,3 +38,19 @@ def people_visible_to(user: User) -> QuerySet[User]:
     """Everybody for who administers the region, else nobody."""
     people = User.objects.order_by("last_name", "first_name", "username").prefetch_related("memberships__site")
     return people if can(user, Capability.ADMINISTER) else people.none()
+
+
+def mirror_rules_of(site: Site) -> list[MirrorRule]:
+    """The rules by which the site's node mirrors unless somebody wrote its own: what its model of storage says.
+
+    A gateway keeps nothing for itself, so whatever the site's model, all of it goes at once.
+    """
+    if site.kind == Site.Kind.GATEWAY:
+        return []
+    match site.storage_model:
+        case Site.StorageModel.DISTRIBUTED:
+            return [MirrorRule(when="on-demand")]
+        case Site.StorageModel.HYBRID:
+            return [MirrorRule(modalities=SMALL_MODALITIES), MirrorRule(when="night")]
+        case _:
+            return []
