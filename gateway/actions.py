@@ -8,7 +8,19 @@ from uuid import uuid4
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.utils import timezone
 
-from gateway.envelope import AssociationRefused, Configuration, Directory, InstanceConflicted, JoinAnswer, SendStudy
+from gateway.envelope import (
+    AccessionState,
+    AssociationRefused,
+    Configuration,
+    Directory,
+    InstanceConflicted,
+    JoinAnswer,
+    OrderCancelled,
+    OrderChanged,
+    OrderRegistered,
+    ReportDraft,
+    SendStudy,
+)
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
 from gateway.protocols import HeldInstance
 
@@ -17,6 +29,8 @@ SERIES_RELEASED = "series.released"
 DELIVERY_PROGRESS = "delivery.progress"
 ASSOCIATION_REFUSED = "association.refused"
 INSTANCE_CONFLICTED = "instance.conflicted"
+TOLD_ONCE = ("accession.state", "order.registered", "order.changed", "order.cancelled", "report.draft")
+"""What people did at the node: nothing that is announced again repeats it."""
 
 
 def _body_of(instance: HeldInstance) -> dict[str, str]:
@@ -88,6 +102,11 @@ def record_refused(*, calling_ae_title: str, called_ae_title: str, address: str,
     OutboxEntry.objects.create(kind=ASSOCIATION_REFUSED, body=body.model_dump(mode="json"))
 
 
+def record_fact(body: AccessionState | OrderRegistered | OrderChanged | OrderCancelled | ReportDraft) -> None:
+    """Tell the centre what a person did at this node; it is told in the order of these calls."""
+    OutboxEntry.objects.create(kind=body.type, body=body.model_dump(mode="json"))
+
+
 def record_released(series_key: int, released: list[tuple[str, str]]) -> None:
     """Tell the centre that this node no longer holds these ``(SOP Instance UID, data set digest)`` of a series."""
     OutboxEntry.objects.create(kind=SERIES_RELEASED, series_key=series_key, body={"released": sorted(set(released))})
@@ -139,8 +158,10 @@ def new_epoch() -> None:
 
 def _keep_untold(state: JoinState) -> None:
     unsent = NumberedEvent.objects.filter(
-        epoch=state.epoch, acknowledged_at=None, body__type__in=[INSTANCE_CONFLICTED, ASSOCIATION_REFUSED]
-    )
+        epoch=state.epoch,
+        acknowledged_at=None,
+        body__type__in=[INSTANCE_CONFLICTED, ASSOCIATION_REFUSED, *TOLD_ONCE],
+    ).order_by("seq")
     OutboxEntry.objects.bulk_create([OutboxEntry(kind=event.body["type"], body=event.body) for event in unsent])
 
 

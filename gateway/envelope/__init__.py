@@ -50,11 +50,21 @@ from gateway.envelope.events import (
     StudyDescription,
 )
 from gateway.envelope.joining import JoinAnswer, JoinRequest, NodeStatus
+from gateway.envelope.offline import (
+    AccessionBlock,
+    AccessionState,
+    OrderCancelled,
+    OrderChanged,
+    OrderRegistered,
+    ReportDraft,
+)
 from gateway.envelope.receipts import Receipt
 
 __all__ = [
     "ACCEPTED_VERSIONS",
     "SCHEMA_VERSION",
+    "AccessionBlock",
+    "AccessionState",
     "AssociationRefused",
     "Command",
     "CommandBatch",
@@ -80,6 +90,9 @@ __all__ = [
     "MirrorPolicy",
     "MirrorRule",
     "NodeStatus",
+    "OrderCancelled",
+    "OrderChanged",
+    "OrderRegistered",
     "OutsideDestination",
     "PatientIdentity",
     "Peer",
@@ -89,6 +102,7 @@ __all__ = [
     "RawEvent",
     "RawEventBatch",
     "Receipt",
+    "ReportDraft",
     "Roster",
     "RosterEntry",
     "Schedule",

@@ -6,6 +6,7 @@ from pydantic import AwareDatetime, Field
 
 from gateway.envelope.base import SCHEMA_VERSION, Wire
 from gateway.envelope.configuration import Configuration
+from gateway.envelope.offline import AccessionBlock
 from worklist.feed import DeviceRules, WorklistItem
 
 
@@ -31,11 +32,16 @@ class Directory(Wire):
 
 
 class Schedule(Wire):
-    """Worklist items to put or replace, and ids of those to take away."""
+    """Worklist items to put or replace, and ids of those to take away.
+
+    ``settled``: step ids and the highest revision of the node's own changes that the centre has taken in; what the
+    node changed after that is not overwritten.
+    """
 
     type: Literal["schedule"] = "schedule"
     items: list[WorklistItem] = []
     removed: list[str] = []
+    settled: dict[str, int] = {}
 
 
 class Devices(Wire):
@@ -80,7 +86,8 @@ class Roster(Wire):
 
 
 CommandBody = Annotated[
-    Directory | Schedule | Devices | SendStudy | FetchStudy | Roster | Configuration, Field(discriminator="type")
+    Directory | Schedule | Devices | SendStudy | FetchStudy | Roster | Configuration | AccessionBlock,
+    Field(discriminator="type"),
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from gateway.envelope.base import SCHEMA_VERSION, Wire
+from gateway.envelope.offline import AccessionState, OrderCancelled, OrderChanged, OrderRegistered, ReportDraft
 
 
 class PatientIdentity(Wire):
@@ -167,7 +168,12 @@ EventBody = Annotated[
     | InstanceConflicted
     | ForeignStudySeen
     | ForeignRetrieval
-    | ForeignSourceState,
+    | ForeignSourceState
+    | AccessionState
+    | OrderRegistered
+    | OrderChanged
+    | OrderCancelled
+    | ReportDraft,
     Field(discriminator="type"),
 ]
 
