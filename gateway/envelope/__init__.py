@@ -49,6 +49,16 @@ from gateway.envelope.events import (
     SeriesReleased,
     StudyDescription,
 )
+from gateway.envelope.holdings import (
+    Bucket,
+    HeldSeries,
+    HoldingsAnswer,
+    HoldingsQuestion,
+    ProveAgain,
+    SeriesHeld,
+    SeriesKey,
+    TellHoldings,
+)
 from gateway.envelope.joining import JoinAnswer, JoinRequest, NodeStatus
 from gateway.envelope.offline import (
     AccessionBlock,
@@ -66,6 +76,7 @@ __all__ = [
     "AccessionBlock",
     "AccessionState",
     "AssociationRefused",
+    "Bucket",
     "Command",
     "CommandBatch",
     "CommandBody",
@@ -82,6 +93,9 @@ __all__ = [
     "ForeignSource",
     "ForeignSourceState",
     "ForeignStudySeen",
+    "HeldSeries",
+    "HoldingsAnswer",
+    "HoldingsQuestion",
     "ImportRule",
     "InstanceConflicted",
     "InstanceDescription",
@@ -96,6 +110,7 @@ __all__ = [
     "OutsideDestination",
     "PatientIdentity",
     "Peer",
+    "ProveAgain",
     "RateWindow",
     "RawCommand",
     "RawCommandBatch",
@@ -109,8 +124,11 @@ __all__ = [
     "SendStudy",
     "SeriesChanged",
     "SeriesDescription",
+    "SeriesHeld",
+    "SeriesKey",
     "SeriesReleased",
     "StudyDescription",
+    "TellHoldings",
     "Wire",
     "problem",
 ]

@@ -6,6 +6,7 @@ from pydantic import AwareDatetime, Field
 
 from gateway.envelope.base import SCHEMA_VERSION, Wire
 from gateway.envelope.configuration import Configuration
+from gateway.envelope.holdings import ProveAgain, TellHoldings
 from gateway.envelope.offline import AccessionBlock
 from worklist.feed import DeviceRules, WorklistItem
 
@@ -86,7 +87,16 @@ class Roster(Wire):
 
 
 CommandBody = Annotated[
-    Directory | Schedule | Devices | SendStudy | FetchStudy | Roster | Configuration | AccessionBlock,
+    Directory
+    | Schedule
+    | Devices
+    | SendStudy
+    | FetchStudy
+    | Roster
+    | Configuration
+    | AccessionBlock
+    | ProveAgain
+    | TellHoldings,
     Field(discriminator="type"),
 ]
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, Field
 
 from gateway.envelope.base import SCHEMA_VERSION, Wire
+from gateway.envelope.holdings import SeriesHeld
 from gateway.envelope.offline import AccessionState, OrderCancelled, OrderChanged, OrderRegistered, ReportDraft
 
 
@@ -163,6 +164,7 @@ class ForeignSourceState(Wire):
 EventBody = Annotated[
     SeriesChanged
     | SeriesReleased
+    | SeriesHeld
     | DeliveryProgress
     | AssociationRefused
     | InstanceConflicted
