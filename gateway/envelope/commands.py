@@ -60,6 +60,24 @@ class SendStudy(Wire):
     priority: int = 10
 
 
+class RetryDelivery(Wire):
+    """Give what failed another try, and what waits for its next try that try now; empty fields: any."""
+
+    type: Literal["delivery.retry"] = "delivery.retry"
+    study_instance_uid: str = ""
+    destination: str = ""
+
+
+class HoldDelivery(Wire):
+    """``hold``: nothing more of this study leaves until it is asked for by ``study.send`` or given back.
+    ``rule``: what was asked for it is forgotten, the rules of the mirror decide again.
+    """
+
+    type: Literal["delivery.hold"] = "delivery.hold"
+    study_instance_uid: str
+    action: Literal["hold", "rule"] = "hold"
+
+
 class FetchStudy(Wire):
     """Fetch a study from a foreign PACS. Priority as for ``SendStudy``."""
 

@@ -60,6 +60,10 @@ class MirrorPolicy(Wire):
     checkpoints: list[str] = Field(
         default=[], description="networks (CIDR) in which images may leave a mobile node; empty: everywhere"
     )
+    release_by: list[Literal["receipt", "read-back", "committed", "stored"]] = Field(
+        default=["receipt"], description="proofs after which a node with zero retention lets go of its copy"
+    )
+    upload_hours: int = Field(default=24, ge=1, description="so long a receiver keeps what came of a large instance")
 
 
 class ImportRule(Wire):

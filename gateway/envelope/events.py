@@ -85,8 +85,26 @@ class SeriesReleased(Wire):
     root_hash: str
 
 
+class Held(Wire):
+    """What a rule keeps back: why, until when (None: until somebody asks or the place changes), and how much.
+
+    Reasons: ``night`` and ``rate`` wait for an hour, ``on-demand`` for somebody to ask, ``checkpoint`` for a network in
+    which images may leave, ``held`` for the person who held it, ``excluded`` for a rule that lets it go there.
+    """
+
+    reason: Literal["night", "on-demand", "rate", "checkpoint", "held", "excluded"]
+    until: AwareDatetime | None = None
+    instances: int = 0
+    size: int = Field(default=0, description="bytes")
+
+
 class DeliveryProgress(Wire):
-    """How far this node's ledger is with a study towards a destination."""
+    """How far this node's ledger is with a study towards a destination.
+
+    ``receipted`` is what is safe there by the proofs that ``proofs`` counts: ``receipt`` (a peer's signed receipt),
+    ``read-back``, ``committed``, ``stored`` (the answer to the transfer and no more). What is neither safe nor failed
+    nor held is on its way. Sizes are bytes of the files themselves, whatever went over the wire.
+    """
 
     type: Literal["delivery.progress"] = "delivery.progress"
     study_instance_uid: str
@@ -95,6 +113,16 @@ class DeliveryProgress(Wire):
     receipted: int
     failed: int
     last_error: str = ""
+    total_bytes: int = 0
+    receipted_bytes: int = 0
+    failed_bytes: int = 0
+    under_way_bytes: int = Field(default=0, description="of files that went in part")
+    wire_bytes: int = Field(default=0, description="what the link carried for what is safe")
+    held: list[Held] = []
+    proofs: dict[str, int] = {}
+    errors: dict[str, int] = Field(default={}, description="error code → instances that are not safe for it now")
+    bytes_per_second: int = Field(default=0, description="of the whole destination, over the last half minute")
+    seconds_left: int | None = Field(default=None, description="None: not known, or nothing is on its way")
 
 
 class AssociationRefused(Wire):

@@ -6,6 +6,23 @@ from pydantic import AwareDatetime, Field
 
 from gateway.envelope.base import Wire
 from gateway.envelope.commands import Directory
+from gateway.envelope.events import Held
+
+
+class Queue(Wire):
+    """All that waits for one destination, whatever the study."""
+
+    destination: str
+    instances: int = Field(default=0, description="not safe there yet: on their way, held and failed")
+    size: int = Field(default=0, description="bytes of those")
+    failed: int = 0
+    held: list[Held] = []
+    bytes_per_second: int = Field(default=0, description="of files, over the last half minute")
+    wire_bytes_per_second: int = Field(default=0, description="of the link, over the last half minute")
+    seconds_left: int | None = Field(default=None, description="for what is on its way; None: not known")
+    oldest_at: AwareDatetime | None = None
+    trouble: str = Field(default="", description="why nothing goes there now: the last error of the destination")
+    trouble_since: AwareDatetime | None = None
 
 
 class NodeStatus(Wire):
@@ -20,6 +37,8 @@ class NodeStatus(Wire):
     deliveries_waiting: int
     oldest_waiting_seconds: int = 0
     configuration_version: int = 0
+    bytes_waiting: int = Field(default=0, description="of all queues, held and failed included")
+    queues: list[Queue] = []
 
 
 class JoinRequest(Wire):
