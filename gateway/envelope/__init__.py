@@ -12,6 +12,7 @@ from gateway.envelope.commands import (
     Devices,
     Directory,
     FetchStudy,
+    FormerKey,
     HoldDelivery,
     Peer,
     RawCommand,
@@ -19,6 +20,7 @@ from gateway.envelope.commands import (
     RetryDelivery,
     Roster,
     RosterEntry,
+    RotateKey,
     Schedule,
     SendStudy,
 )
@@ -26,6 +28,7 @@ from gateway.envelope.configuration import (
     Configuration,
     ForeignSource,
     ImportRule,
+    KeyPolicy,
     MirrorPolicy,
     MirrorRule,
     OutsideDestination,
@@ -33,6 +36,8 @@ from gateway.envelope.configuration import (
 )
 from gateway.envelope.events import (
     AssociationRefused,
+    AuditRow,
+    AuditSealed,
     DeliveryProgress,
     Event,
     EventAnswer,
@@ -62,7 +67,7 @@ from gateway.envelope.holdings import (
     SeriesKey,
     TellHoldings,
 )
-from gateway.envelope.joining import JoinAnswer, JoinRequest, NodeStatus, Queue
+from gateway.envelope.joining import JoinAnswer, JoinRequest, KeyChange, NodeStatus, Queue
 from gateway.envelope.offline import (
     AccessionBlock,
     AccessionState,
@@ -79,6 +84,8 @@ __all__ = [
     "AccessionBlock",
     "AccessionState",
     "AssociationRefused",
+    "AuditRow",
+    "AuditSealed",
     "Bucket",
     "Command",
     "CommandBatch",
@@ -96,6 +103,7 @@ __all__ = [
     "ForeignSource",
     "ForeignSourceState",
     "ForeignStudySeen",
+    "FormerKey",
     "Held",
     "HeldSeries",
     "HoldDelivery",
@@ -106,6 +114,8 @@ __all__ = [
     "InstanceDescription",
     "JoinAnswer",
     "JoinRequest",
+    "KeyChange",
+    "KeyPolicy",
     "MirrorPolicy",
     "MirrorRule",
     "NodeStatus",
@@ -127,6 +137,7 @@ __all__ = [
     "RetryDelivery",
     "Roster",
     "RosterEntry",
+    "RotateKey",
     "Schedule",
     "SendStudy",
     "SeriesChanged",

@@ -5,7 +5,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
-ACCEPTED_VERSIONS = (SCHEMA_VERSION,)
+"""What is sent. It rises only in the release after the one that began to accept the next number."""
+ACCEPTED_VERSIONS = (SCHEMA_VERSION, SCHEMA_VERSION + 1)
+"""A neighbour may be one version ahead."""
 
 
 class Wire(BaseModel):

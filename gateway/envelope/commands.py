@@ -11,6 +11,13 @@ from gateway.envelope.offline import AccessionBlock
 from worklist.feed import DeviceRules, WorklistItem
 
 
+class FormerKey(Wire):
+    """A key that a peer rotated away from: requests signed with it count ``until`` then, receipts from before for ever."""
+
+    public_key: str
+    until: AwareDatetime
+
+
 class Peer(Wire):
     """A node of the region as other nodes need to know it."""
 
@@ -19,6 +26,7 @@ class Peer(Wire):
     ae_title: str
     url: str = Field(description="HTTPS address for other nodes")
     public_key: str = Field(description="Ed25519, the 32 raw bytes in unpadded base64url")
+    former_keys: list[FormerKey] = []
 
 
 class Directory(Wire):
@@ -104,6 +112,13 @@ class Roster(Wire):
     expires_at: AwareDatetime
 
 
+class RotateKey(Wire):
+    """Make a new key and announce it, signed by the present one."""
+
+    type: Literal["key.rotate"] = "key.rotate"
+    reason: str = ""
+
+
 CommandBody = Annotated[
     Directory
     | Schedule
@@ -114,7 +129,10 @@ CommandBody = Annotated[
     | Configuration
     | AccessionBlock
     | ProveAgain
-    | TellHoldings,
+    | TellHoldings
+    | RetryDelivery
+    | HoldDelivery
+    | RotateKey,
     Field(discriminator="type"),
 ]
 

@@ -112,10 +112,17 @@ class ForeignSource(Wire):
         return value
 
 
+class KeyPolicy(Wire):
+    """How long a node signs with one key."""
+
+    rotate_after_days: int = Field(default=365, ge=0, le=3650, description="0: only when asked")
+
+
 class Configuration(Wire):
     """The whole configuration of a node; replaces the one before. Version 0 is what holds before any came."""
 
     type: Literal["configuration"] = "configuration"
     version: int = 0
     mirror: MirrorPolicy = MirrorPolicy()
+    keys: KeyPolicy = KeyPolicy()
     foreign: list[ForeignSource] = []

@@ -1,5 +1,8 @@
 """Events up: what a node tells the centre."""
 
+import hashlib
+import json
+from datetime import UTC
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
@@ -189,6 +192,35 @@ class ForeignSourceState(Wire):
     quirks: list[str] = []
 
 
+class AuditRow(Wire):
+    """A chained row of a node's own audit trail."""
+
+    sequence: int = Field(ge=1)
+    occurred_at: AwareDatetime
+    actor: str
+    action: str
+    outcome: str
+    entity: str = ""
+    address: str = ""
+    detail: dict[str, Any] = {}
+    previous_hash: str
+    hash: str
+
+    def digest(self) -> str:
+        """What ``hash`` must be: SHA-256 over all other fields as JSON with sorted keys."""
+        content = self.model_dump(exclude={"hash"})
+        content["occurred_at"] = self.occurred_at.astimezone(UTC).isoformat(timespec="microseconds")
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class AuditSealed(Wire):
+    """Rows of the node's audit trail, in the order of its chain."""
+
+    type: Literal["audit.sealed"] = "audit.sealed"
+    rows: list[AuditRow] = Field(max_length=500)
+
+
 EventBody = Annotated[
     SeriesChanged
     | SeriesReleased
@@ -203,7 +235,8 @@ EventBody = Annotated[
     | OrderRegistered
     | OrderChanged
     | OrderCancelled
-    | ReportDraft,
+    | ReportDraft
+    | AuditSealed,
     Field(discriminator="type"),
 ]
 

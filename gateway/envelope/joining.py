@@ -37,6 +37,13 @@ class NodeStatus(Wire):
     deliveries_waiting: int
     oldest_waiting_seconds: int = 0
     configuration_version: int = 0
+    understands: list[str] = Field(default=[], description="types of commands; empty: those of the first version")
+    commands_not_understood: int = 0
+    clock_offset_seconds: int = Field(default=0, description="by how much signatures are corrected; see gateway.clock")
+    stored_bytes: int | None = None
+    backed_up_at: AwareDatetime | None = None
+    certificate_until: AwareDatetime | None = None
+    roster_until: AwareDatetime | None = None
     bytes_waiting: int = Field(default=0, description="of all queues, held and failed included")
     queues: list[Queue] = []
 
@@ -52,6 +59,26 @@ class JoinRequest(Wire):
     browser_url: str = Field(description="address of the node for browsers of its site")
     host: str
     dicom_port: int
+    understands: list[str] = []
+
+
+class KeyChange(Wire):
+    """Body of ``POST /federation/v1/keys``: a node's new key. It proves itself, so that it can be said again at any
+    time, to a centre that was restored from a backup too: ``signature`` is the old key's over ``signed_text``,
+    ``proof`` the new one's.
+    """
+
+    node: str
+    old_key: str
+    new_key: str
+    made_at: AwareDatetime
+    signature: str = ""
+    proof: str = ""
+
+    def signed_text(self) -> bytes:
+        """What both keys sign."""
+        fields = ["regis-key-change-1", self.node, self.old_key, self.new_key, self.made_at.isoformat()]
+        return "\n".join(fields).encode()
 
 
 class JoinAnswer(Wire):
