@@ -133,6 +133,7 @@ def restore_receipt(
             "sop_instance_uid": sop_instance_uid,
             "dataset_sha256": dataset_sha256,
             "status": Delivery.Status.RECEIPTED,
+            "proof": Delivery.Proof.RECEIPT,
             "receipt": receipt,
             "receipted_at": receipted_at,
             "next_attempt_at": receipted_at,
@@ -170,7 +171,7 @@ def _prove_again(former: dict[str, Any], directory: Directory) -> None:
     keys = {peer["name"]: peer["public_key"] for peer in former.get("peers", [])}
     changed = [peer.name for peer in directory.peers if keys.get(peer.name, peer.public_key) != peer.public_key]
     Delivery.objects.filter(destination__in=changed, status=Delivery.Status.RECEIPTED, released_at__isnull=True).update(
-        status=Delivery.Status.WAITING, receipt=None, receipted_at=None, next_attempt_at=timezone.now()
+        status=Delivery.Status.WAITING, proof="", receipt=None, receipted_at=None, next_attempt_at=timezone.now()
     )
 
 

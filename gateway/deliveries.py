@@ -18,6 +18,7 @@ from gateway import actions, client, queries, registry
 from gateway.envelope import Directory, InstanceDescription, Peer, Receipt
 from gateway.keys import is_signed
 from gateway.models import Delivery, JoinState, OutboxEntry
+from gateway.protocols import Proof
 from standards.digests import dataset_sha256
 from standards.errors import PermanentError, RegisError, TransientError
 
@@ -116,16 +117,24 @@ def verify_receipt(receipt: Receipt, instance: InstanceDescription, sender: str,
 
 
 @transaction.atomic
-def record_receipt(delivery: Delivery, receipt: Receipt) -> None:
-    """Close the ledger's row with its proof."""
-    now = timezone.now()
-    Delivery.objects.filter(pk=delivery.pk).update(
-        status=Delivery.Status.RECEIPTED,
-        attempts=delivery.attempts + 1,
-        receipt=receipt.model_dump(mode="json"),
-        receipted_at=now,
-        last_error="",
-    )
+def record_proof(delivery: Delivery, proof: Proof) -> None:
+    """Close the ledger's row with its proof, or put a stronger one in the place of the one that closed it.
+
+    A peer's receipt must have been verified (:func:`verify_receipt`); a weaker proof than there is changes nothing.
+    """
+    row = Delivery.objects.select_for_update().filter(pk=delivery.pk).first()
+    strength = Delivery.Proof.values.index
+    if row is None or (row.proof and row.status in Delivery.CLOSED and strength(row.proof) > strength(proof.name)):
+        return
+    is_receipt = proof.name == Delivery.Proof.RECEIPT
+    row.status = Delivery.Status.RECEIPTED if is_receipt else Delivery.Status.DELIVERED
+    row.proof = proof.name
+    row.receipt = proof.evidence
+    row.receipted_at = timezone.now()
+    row.attempts += 1
+    row.wire_bytes += proof.wire_bytes
+    row.held_by, row.held_until, row.last_error = "", None, ""
+    row.save()
     _announce_progress(delivery)
 
 

@@ -1,5 +1,7 @@
 """The gateway's own tables in a node's database: outbox, numbered events, ledger, receipts, trust."""
 
+from typing import ClassVar
+
 from django.db import models
 
 
@@ -7,7 +9,8 @@ class JoinState(models.Model):
     """How this node is joined to the centre: one row at most. The private key lies in a file, never here.
 
     ``backfill_after`` is the instance key up to which everything held was announced and put on the ledger again,
-    after joining, a new epoch or other destinations; null when there is nothing to catch up with.
+    after joining, a new epoch or other destinations; null when there is nothing to catch up with. ``ledger_after`` is
+    the same for the ledger alone, after other rules of the mirror.
     """
 
     name = models.CharField(max_length=64)
@@ -16,6 +19,7 @@ class JoinState(models.Model):
     last_command_seq = models.PositiveBigIntegerField(default=0)
     acknowledged_seq = models.PositiveBigIntegerField(default=0)
     backfill_after = models.BigIntegerField(null=True)
+    ledger_after = models.BigIntegerField(null=True)
     directory = models.JSONField(default=dict)
     configuration = models.JSONField(default=dict)
     centre_seen_at = models.DateTimeField(null=True)
@@ -47,15 +51,30 @@ class NumberedEvent(models.Model):
 
 
 class Delivery(models.Model):
-    """The ledger: one instance on its way to one destination. Done only by a verified receipt.
+    """The ledger: one instance on its way to one destination. Done only by a proof, and ``proof`` names which.
 
-    ``released_at``: when a node with zero retention let go of its own copy.
+    A peer's signed receipt makes it ``receipted``; whatever a place outside the region can prove makes it
+    ``delivered``, which nobody may take for a copy that the region can fetch back. ``size``, ``modality`` are what
+    rules and figures need. ``held_by`` and ``held_until`` say which rule keeps it back (``envelope.Held``).
+    ``wire_bytes`` are those of the bodies that carried it so far. ``released_at``: when a node with zero retention let
+    go of its copy.
     """
 
     class Status(models.TextChoices):
         WAITING = "waiting"
         RECEIPTED = "receipted"
+        DELIVERED = "delivered"
         FAILED = "failed"
+
+    class Proof(models.TextChoices):
+        """Rising strength."""
+
+        STORED = "stored"
+        COMMITTED = "committed"
+        READ_BACK = "read-back"
+        RECEIPT = "receipt"
+
+    CLOSED: ClassVar = (Status.RECEIPTED, Status.DELIVERED)
 
     instance_key = models.BigIntegerField()
     series_key = models.BigIntegerField()
@@ -64,10 +83,16 @@ class Delivery(models.Model):
     dataset_sha256 = models.CharField(max_length=64)
     destination = models.CharField(max_length=64)
     status = models.CharField(max_length=10, choices=Status, default=Status.WAITING)
+    proof = models.CharField(max_length=10, choices=Proof, blank=True, default="")
     priority = models.PositiveSmallIntegerField(default=50)
+    size = models.BigIntegerField(default=0)
+    modality = models.CharField(max_length=16, blank=True, default="")
+    held_by = models.CharField(max_length=10, blank=True, default="")
+    held_until = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0)
     next_attempt_at = models.DateTimeField()
     last_error = models.CharField(max_length=255, blank=True)
+    wire_bytes = models.BigIntegerField(default=0)
     receipt = models.JSONField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
     receipted_at = models.DateTimeField(null=True)
@@ -77,14 +102,27 @@ class Delivery(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["instance_key", "destination"], name="delivery_once_per_destination")
         ]
-        indexes = [models.Index(fields=["status", "priority", "next_attempt_at"])]
+        indexes = [
+            models.Index(fields=["status", "priority", "next_attempt_at"]),
+            models.Index(
+                fields=["destination", "priority", "id"],
+                condition=models.Q(status="waiting", held_by=""),
+                name="delivery_to_go",
+            ),
+            models.Index(
+                fields=["destination", "held_by", "modality"],
+                condition=models.Q(status__in=["waiting", "failed"]),
+                name="delivery_open",
+            ),
+        ]
 
 
 class StudyPriority(models.Model):
-    """A study the centre asked to have before others; also for instances of it that arrive later."""
+    """What somebody asked for a study, also for instances of it that arrive later: to go before others, or to stay."""
 
     study_instance_uid = models.CharField(max_length=64, unique=True)
     priority = models.PositiveSmallIntegerField()
+    is_held = models.BooleanField(default=False)
 
 
 class IssuedReceipt(models.Model):

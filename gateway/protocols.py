@@ -1,11 +1,21 @@
 """What the gateway needs of the node it lives in; ``pacs_node`` implements these."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol
 
-from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
+from gateway.envelope import (
+    InstanceDescription,
+    OutsideDestination,
+    PatientIdentity,
+    SeriesDescription,
+    StudyDescription,
+)
 from standards.digests import Digests
+
+if TYPE_CHECKING:  # the registry that names these protocols is loaded before the models are
+    from gateway.models import Delivery
 
 
 class NodeFacts(Protocol):
@@ -62,6 +72,43 @@ class HeldInstance(NamedTuple):
     dataset_sha256: str
 
 
+class InstanceOrigin(NamedTuple):
+    """What rules of the mirror look at: (0008,0060), who sent it here, bytes of the file as received."""
+
+    modality: str
+    source_ae_title: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a destination proves of an instance: ``name`` is of ``Delivery.Proof``, ``evidence`` is kept on the ledger.
+
+    ``wire_bytes``: bytes that carried it, as far as they can be told.
+    """
+
+    name: Literal["stored", "committed", "read-back", "receipt"]
+    evidence: dict[str, Any] = field(default_factory=dict)
+    wire_bytes: int = 0
+
+
+class Carrier(Protocol):
+    """Brings instances to one kind of destination outside the region (``registry.register_carrier``)."""
+
+    in_flight: int
+    """How many deliveries to one destination are carried at once, each by a thread."""
+
+    def carry(self, delivery: "Delivery", destination: OutsideDestination) -> Proof:
+        """Bring one instance there and give the strongest proof that is to be had now.
+
+        Called by a thread of that destination; what it takes from ``throttle`` (``gateway.rates.throttle``) per piece
+        keeps the caps of the site. A stronger proof that comes later goes to ``deliveries.record_proof``.
+
+        Raises: TransientError for what may work later: code "unreachable" when the destination is away, which pauses
+            the destination and not the instance. PermanentError for what a person must look at.
+        """
+
+
 class InstanceStore(Protocol):
     """Storage and index of the node, as seen by the gateway. Registered once in ``AppConfig.ready()``."""
 
@@ -107,3 +154,9 @@ class InstanceStore(Protocol):
 
     def held(self) -> tuple[int, int]:
         """``(instances stored, free bytes on the storage)``."""
+
+    def origins(self, instance_keys: Iterable[int]) -> dict[int, InstanceOrigin]:
+        """What rules look at, by key; keys that are gone are left out."""
+
+    def check_room(self, size: int) -> None:
+        """Whether ``size`` bytes more may be taken in. Raises: TransientError("storage-full")."""

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from django.conf import settings
 
-from gateway.protocols import InstanceStore, NodeFacts
+from gateway.protocols import Carrier, InstanceStore, NodeFacts
 
 CommandHandler = Callable[[Any], None]
 
@@ -22,6 +22,7 @@ class PeriodicJob:
 _store: InstanceStore | None = None
 _handlers: dict[str, list[CommandHandler]] = {}
 _jobs: list[PeriodicJob] = []
+_carriers: dict[str, Carrier] = {}
 
 
 def register_store(store: InstanceStore) -> None:
@@ -35,6 +36,16 @@ def store() -> InstanceStore:
     if _store is None:
         raise LookupError("no InstanceStore is registered with the gateway")
     return _store
+
+
+def register_carrier(kind: str, carrier: Carrier) -> None:
+    """Have ``carrier`` bring instances to outside destinations of this ``OutsideDestination.kind``."""
+    _carriers[kind] = carrier
+
+
+def carrier_of(kind: str) -> Carrier | None:
+    """Who brings instances to outside destinations of this kind."""
+    return _carriers.get(kind)
 
 
 def on_command(command_type: str, handler: CommandHandler) -> None:

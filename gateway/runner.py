@@ -12,6 +12,7 @@ from gateway import VERSION, client, commands, deliveries, queries, registry, re
 from gateway.envelope import EventAnswer, NodeStatus
 from gateway.loops import Loop, join_all, set_on_signal
 from gateway.models import Delivery, JoinState, OutboxEntry
+from gateway.protocols import Proof
 from standards.errors import PermanentError, RegisError, TransientError
 
 log = structlog.get_logger(__name__)
@@ -87,7 +88,7 @@ class Courier:
             self._note(delivery.destination, failed=isinstance(error, TransientError))
             log.warning("delivery-failed", delivery=delivery.pk, destination=delivery.destination, error=str(error))
             return
-        deliveries.record_receipt(delivery, receipt)
+        deliveries.record_proof(delivery, Proof("receipt", receipt.model_dump(mode="json")))
         self._note(delivery.destination, failed=False)
 
     def _note(self, destination: str, *, failed: bool) -> None:

@@ -63,9 +63,11 @@ class FilesystemStorage:
         self.check_space()
         return self.incoming / f"{os.getpid()}-{uuid.uuid4().hex}.dcm"
 
-    def check_space(self) -> None:
-        """Raises: TransientError("storage-full") below the watermark."""
+    def check_space(self, coming: int = 0) -> None:
+        """Raises: TransientError("storage-full") below the watermark, or if ``coming`` bytes more would lead there."""
         total, free = self.total_bytes(), self.free_bytes()
+        if coming and self.watermarks.refuse.of(total) > free - coming:
+            raise TransientError("storage-full", f"only {free // 1_000_000} MB are free for {coming // 1_000_000} MB")
         if self.watermarks.refuses(total, free):
             raise TransientError("storage-full", f"only {free // 1_000_000} MB are free on the storage")
 

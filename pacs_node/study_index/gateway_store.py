@@ -7,7 +7,7 @@ from typing import BinaryIO
 from django.db.models import Q, QuerySet, Sum
 
 from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
-from gateway.protocols import HeldInstance
+from gateway.protocols import HeldInstance, InstanceOrigin
 from pacs_node.storage.models import Holding
 from pacs_node.storage.stores import storage
 from pacs_node.study_index import actions
@@ -178,3 +178,18 @@ class IndexedStore:
             away_at__isnull=False, institution_verified_at=None, instance__released_at=None, instance__is_variant=False
         )
         return counted - at_peers.count(), storage().free_bytes()
+
+    def origins(self, instance_keys: Iterable[int]) -> dict[int, InstanceOrigin]:
+        """What rules of the mirror look at, by key; keys that are gone are left out."""
+        keys, found = list(instance_keys), dict[int, InstanceOrigin]()
+        for start in range(0, len(keys), _BATCH):
+            rows = Instance.objects.filter(pk__in=keys[start : start + _BATCH]).values_list(
+                "pk", "series__modality", "source_ae_title", "size", "recompression__original_size"
+            )
+            for key, modality, source, size, original_size in rows:
+                found[key] = InstanceOrigin(modality, source, original_size or size)
+        return found
+
+    def check_room(self, size: int) -> None:
+        """Whether ``size`` bytes more may be taken in. Raises: TransientError("storage-full")."""
+        storage().check_space(size)

@@ -27,13 +27,15 @@ JoinState.objects.create(name={name!r}, centre_url='http://127.0.0.1:9', epoch='
 DELIVER = """
 from gateway import client, deliveries, relay
 from gateway.models import JoinState
+from gateway.protocols import Proof
 while relay.number(with_progress=True):
     pass
 state = JoinState.objects.get()
 while (delivery := deliveries.next_waiting(busy=set(), paused=set())):
     peer = deliveries.peer_named(state, delivery.destination)
     with client.connect(peer.url) as connection:
-        deliveries.record_receipt(delivery, deliveries.deliver(delivery, state, peer, connection))
+        receipt = deliveries.deliver(delivery, state, peer, connection)
+        deliveries.record_proof(delivery, Proof("receipt", receipt.model_dump(mode="json")))
 """
 AGE = """
 from datetime import timedelta
