@@ -20,12 +20,14 @@ from gateway.envelope import (
     OrderRegistered,
     ReportDraft,
     SendStudy,
+    SeriesKey,
 )
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
 from gateway.protocols import HeldInstance
 
 INSTANCE_STORED = "instance.stored"
 SERIES_RELEASED = "series.released"
+SERIES_HELD = "series.held"
 DELIVERY_PROGRESS = "delivery.progress"
 ASSOCIATION_REFUSED = "association.refused"
 INSTANCE_CONFLICTED = "instance.conflicted"
@@ -110,6 +112,11 @@ def record_fact(body: AccessionState | OrderRegistered | OrderChanged | OrderCan
 def record_released(series_key: int, released: list[tuple[str, str]]) -> None:
     """Tell the centre that this node no longer holds these ``(SOP Instance UID, data set digest)`` of a series."""
     OutboxEntry.objects.create(kind=SERIES_RELEASED, series_key=series_key, body={"released": sorted(set(released))})
+
+
+def record_series_held(key: SeriesKey) -> None:
+    """Tell the centre all that this node holds of a series, to replace what was told before."""
+    OutboxEntry.objects.create(kind=SERIES_HELD, body=key._asdict())
 
 
 def restore_receipt(

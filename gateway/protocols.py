@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol
 
 from gateway.envelope import (
+    HeldSeries,
     InstanceDescription,
     OutsideDestination,
     PatientIdentity,
     SeriesDescription,
+    SeriesKey,
     StudyDescription,
 )
 from standards.digests import Digests
@@ -124,6 +126,15 @@ class InstanceStore(Protocol):
     def instances_after(self, instance_key: int, limit: int) -> list[HeldInstance]:
         """Up to ``limit`` instances held (not released) with a key above ``instance_key``, in rising key order."""
 
+    def series_after(self, series_key: int, limit: int) -> list[tuple[int, SeriesKey]]:
+        """Up to ``limit`` series of the index with a key above ``series_key``, in rising key order, with their names."""
+
+    def summarize(self, series_keys: list[int]) -> list[HeldSeries]:
+        """What is held of these series now; those of which nothing is held are left out."""
+
+    def instances_of_series(self, series: SeriesKey) -> list[HeldInstance]:
+        """All instances held of a series; none when the index never had it."""
+
     def open(self, instance_key: int) -> BinaryIO:
         """The Part 10 file as it was received, seekable. Raises PermanentError("instance-gone"), TransientError."""
 
@@ -151,6 +162,9 @@ class InstanceStore(Protocol):
 
     def instance_keys_of_study(self, study_instance_uid: str) -> list[int]:
         """All instances held of a study."""
+
+    def received_of_study(self, study_instance_uid: str) -> set[str]:
+        """SOP Instance UIDs of all that ever came of a study, what was released since included."""
 
     def held(self) -> tuple[int, int]:
         """``(instances stored, free bytes on the storage)``."""

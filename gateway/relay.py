@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Count, Max, Q
 from django.utils import timezone
 
-from gateway import actions, client, queries, registry
+from gateway import actions, client, queries, reconcile, registry
 from gateway.envelope import SCHEMA_VERSION, EventAnswer, RawEvent, RawEventBatch
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
 from standards.errors import PermanentError
@@ -153,6 +153,8 @@ def _bodies(lot: list[OutboxEntry], epoch: str) -> list[dict[str, object]]:
             return _series_changed(lot)
         case actions.SERIES_RELEASED:
             return _series_released(first)
+        case actions.SERIES_HELD:
+            return [reconcile.held_body(first.body)]
         case actions.DELIVERY_PROGRESS:
             return [progress_of(**first.body)]
         case actions.ASSOCIATION_REFUSED:

@@ -8,7 +8,7 @@ import httpx
 import structlog
 from django.utils import timezone
 
-from gateway import VERSION, client, commands, deliveries, queries, registry, relay
+from gateway import VERSION, client, commands, deliveries, queries, reconcile, registry, relay
 from gateway.envelope import EventAnswer, NodeStatus
 from gateway.loops import Loop, join_all, set_on_signal
 from gateway.models import Delivery, JoinState, OutboxEntry
@@ -110,6 +110,7 @@ class Gateway:
         self._connections = Connections()
         self._courier = Courier(self._connections)
         self._progress_at = 0.0
+        self._rounds = reconcile.Rounds()
 
     def run(self) -> None:
         """Run until ``stopping`` is set."""
@@ -120,6 +121,7 @@ class Gateway:
             Loop("heartbeat", self._heartbeat, self.stopping),
             *(Loop(f"delivery-{number}", self._courier.step, self.stopping) for number in range(IN_FLIGHT)),
             Loop("pruning", self._prune, self.stopping),
+            Loop("reconciliation", self._reconcile, self.stopping),
         ]
         if registry.node().kind == "gateway":
             loops.append(Loop("releases", self._release, self.stopping))
@@ -174,6 +176,12 @@ class Gateway:
 
     def _release(self) -> float:
         return 0.0 if deliveries.release_delivered() else PROGRESS_SECONDS
+
+    def _reconcile(self) -> float:
+        state = JoinState.objects.first()
+        if state is None:
+            return UNJOINED_SECONDS
+        return self._rounds.step(self._connections.to(state.centre_url), state)
 
     def _prune(self) -> float:
         relay.prune()

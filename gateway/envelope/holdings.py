@@ -122,6 +122,7 @@ class ProveAgain(Wire):
 
     type: Literal["series.prove"] = "series.prove"
     study_instance_uid: str
+    patient_id: str
     series_instance_uid: str
     destination: str
     priority: int = 20

@@ -6,7 +6,15 @@ from typing import BinaryIO
 
 from django.db.models import Q, QuerySet, Sum
 
-from gateway.envelope import InstanceDescription, PatientIdentity, SeriesDescription, StudyDescription
+from gateway.envelope import (
+    HeldSeries,
+    InstanceDescription,
+    PatientIdentity,
+    SeriesDescription,
+    SeriesKey,
+    StudyDescription,
+)
+from gateway.envelope.holdings import identity_sha256
 from gateway.protocols import HeldInstance, InstanceOrigin
 from pacs_node.storage.models import Holding
 from pacs_node.storage.stores import storage
@@ -133,6 +141,46 @@ class IndexedStore:
         )
         return [HeldInstance(*row) for row in rows[:limit]]
 
+    def series_after(self, series_key: int, limit: int) -> list[tuple[int, SeriesKey]]:
+        """Up to ``limit`` series of the index with a key above ``series_key``, in rising key order, with their names."""
+        rows = Series.objects.filter(pk__gt=series_key).order_by("pk")
+        named = rows.values_list("pk", "study__study_instance_uid", "study__patient_id", "series_instance_uid")
+        return [(key, SeriesKey(*name)) for key, *name in named[:limit]]
+
+    def summarize(self, series_keys: list[int]) -> list[HeldSeries]:
+        """What is held of these series now; those of which nothing is held are left out."""
+        entries: dict[int, list[tuple[str, str]]] = {}
+        held = _held().filter(series__in=series_keys)
+        for key, uid, digest in held.values_list("series_id", "sop_instance_uid", "dataset_sha256"):
+            entries.setdefault(key, []).append((uid, digest))
+        return [
+            HeldSeries(
+                study_instance_uid=series.study.study_instance_uid,
+                patient_id=series.study.patient_id,
+                series_instance_uid=series.series_instance_uid,
+                count=len(entries[series.pk]),
+                root_hash=root_hash(entries[series.pk]),
+                identity=identity_sha256(
+                    describe_patient(series.study).model_dump(), describe_study(series.study).model_dump()
+                ),
+            )
+            for series in Series.objects.select_related("study").filter(pk__in=list(entries)).order_by("pk")
+        ]
+
+    def instances_of_series(self, series: SeriesKey) -> list[HeldInstance]:
+        """All instances held of a series; none when the index never had it."""
+        rows = (
+            _held()
+            .filter(
+                series__series_instance_uid=series.series_instance_uid,
+                series__study__study_instance_uid=series.study_instance_uid,
+                series__study__patient_id=series.patient_id,
+            )
+            .order_by("pk")
+            .values_list("pk", "series_id", "series__study__study_instance_uid", "sop_instance_uid", "dataset_sha256")
+        )
+        return [HeldInstance(*row) for row in rows]
+
     def open(self, instance_key: int) -> BinaryIO:
         """The Part 10 file as it was received, made again if it is recompressed.
 
@@ -169,6 +217,11 @@ class IndexedStore:
         """All instances held of a study."""
         chosen = _held().filter(series__study__study_instance_uid=study_instance_uid)
         return list(chosen.order_by("series_id", "instance_number", "pk").values_list("pk", flat=True))
+
+    def received_of_study(self, study_instance_uid: str) -> set[str]:
+        """SOP Instance UIDs of all that ever came of a study, what was released since included."""
+        chosen = Instance.objects.filter(series__study__study_instance_uid=study_instance_uid)
+        return set(chosen.values_list("sop_instance_uid", flat=True))
 
     def held(self) -> tuple[int, int]:
         """``(instances stored but for variants, free bytes on the storage)``."""
