@@ -127,7 +127,7 @@ class InstanceStore(Protocol):
         """Up to ``limit`` instances held (not released) with a key above ``instance_key``, in rising key order."""
 
     def series_after(self, series_key: int, limit: int) -> list[tuple[int, SeriesKey]]:
-        """Up to ``limit`` series of the index with a key above ``series_key``, in rising key order, with their names."""
+        """Up to ``limit`` series with a key above ``series_key``, in rising key order, and their names."""
 
     def summarize(self, series_keys: list[int]) -> list[HeldSeries]:
         """What is held of these series now; those of which nothing is held are left out."""

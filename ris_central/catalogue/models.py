@@ -6,6 +6,7 @@ become one versioned Manifest a series with holders per manifest, and the rows g
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
 from ris_central.federation.models import Node
@@ -133,6 +134,8 @@ class SeriesHolder(models.Model):
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
     count = models.PositiveIntegerField(default=0)
     root_hash = models.CharField(max_length=64, blank=True)
+    identity = models.CharField(max_length=64, blank=True)
+    """Digest of who the study is of, as the node told it last (``gateway.envelope.holdings.identity_sha256``)."""
     updated_at = models.DateTimeField(auto_now=True)
 
     class Meta:
@@ -160,6 +163,8 @@ class DeliveryState(models.Model):
     receipted = models.PositiveIntegerField(default=0)
     failed = models.PositiveIntegerField(default=0)
     last_error = models.TextField(blank=True)
+    told = models.JSONField(default=dict)
+    """All of ``DeliveryProgress``: bytes, proofs, what is held by which rule, errors, time left."""
     updated_at = models.DateTimeField(auto_now=True)
 
     class Meta:
@@ -181,3 +186,58 @@ class StudyConflict(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["node", "sop_instance_uid", "variant_sha256"], name="conflict_once")
         ]
+
+
+class HoldingsRound(models.Model):
+    """When a node and the centre last compared what the node holds, and what came of it."""
+
+    node = models.OneToOneField(Node, on_delete=models.CASCADE, related_name="+")
+    begun_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    series = models.PositiveIntegerField(default=0)
+    differing = models.PositiveIntegerField(default=0)
+
+
+class Difference(models.Model):
+    """What a node holds of a series was not what the centre believed. Mended by itself, or shown until somebody acts.
+
+    The series is named by UIDs and the device's patient id: of what is extra or lost there may be no row.
+    """
+
+    class Kind(models.TextChoices):
+        LOST = "lost", _("no longer there")
+        EXTRA = "extra", _("not known here")
+        COUNT = "count", _("another number of images")
+        CONTENT = "content", _("other content")
+        IDENTITY = "identity", _("other patient or study data")
+
+    class Resolution(models.TextChoices):
+        TOLD_AGAIN = "told-again", _("told again and taken over")
+        ELSEWHERE = "elsewhere", _("the images are safe elsewhere")
+        PROVED_AGAIN = "proved-again", _("delivered to the archive again")
+        TAKEN_OVER = "taken-over", _("the data of the node were taken over")
+        ACCEPTED = "accepted", _("accepted by a person")
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    study = models.ForeignKey(Study, null=True, on_delete=models.SET_NULL, related_name="differences")
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    dicom_patient_id = models.CharField(max_length=64, blank=True)
+    series_instance_uid = models.CharField(max_length=64)
+    kind = models.CharField(max_length=8, choices=Kind)
+    believed = models.PositiveIntegerField(default=0)
+    found = models.PositiveIntegerField(default=0)
+    told = models.JSONField(default=dict)
+    """The patient and study blocks as the node has them, where those differ."""
+    found_at = models.DateTimeField(auto_now_add=True)
+    mended_at = models.DateTimeField(null=True)
+    resolution = models.CharField(max_length=12, choices=Resolution, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node", "study_instance_uid", "dicom_patient_id", "series_instance_uid", "kind"],
+                condition=models.Q(mended_at=None),
+                name="difference_open_once",
+            )
+        ]
+        indexes = [models.Index(fields=["node", "mended_at"], name="differences_of_node")]
