@@ -174,7 +174,10 @@ def _keep_untold(state: JoinState) -> None:
 
 
 def _prove_again(former: dict[str, Any], directory: Directory) -> None:
-    """A destination with another key is another machine: what the old one receipted and is still here goes again."""
+    """A destination with another key is another machine: what the old one receipted and is still here goes again.
+
+    A key that the peer itself rotated away from is its own still.
+    """
     keys = {peer["name"]: peer["public_key"] for peer in former.get("peers", [])}
     changed = [peer.name for peer in directory.peers if keys.get(peer.name, peer.public_key) != peer.public_key]
     Delivery.objects.filter(destination__in=changed, status=Delivery.Status.RECEIPTED, released_at__isnull=True).update(

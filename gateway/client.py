@@ -3,12 +3,11 @@
 import hashlib
 import json
 import ssl
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import httpx
 
-from gateway import registry
+from gateway import clock, registry
 from gateway.keys import node_key
 from gateway.models import JoinState
 from standards import http_signatures
@@ -77,9 +76,9 @@ def send(
     Raises: as ``ask``.
     """
     key = node_key(registry.node().data_dir)
-    headers = http_signatures.sign(method, path, sha256, key, state.name, int(time.time()))
+    headers = http_signatures.sign(method, path, sha256, key, state.name, int(clock.seconds(state)))
     headers |= {"Content-Type": content_type, "Content-Length": str(length)}
-    return exchange(peer, method, path, content, headers, timeout)
+    return exchange(peer, method, path, content, headers, timeout, heard=lambda answer: clock.learn(state, answer))
 
 
 def exchange(
@@ -89,8 +88,9 @@ def exchange(
     content: bytes | Iterable[bytes],
     headers: dict[str, str],
     timeout: float | None = None,
+    heard: Callable[[httpx.Response], None] | None = None,
 ) -> bytes:
-    """One request; the answer's body. Raises: as ``ask``."""
+    """One request; the answer's body. ``heard`` is given every answer first. Raises: as ``ask``."""
     try:
         response = peer.request(
             method,
@@ -101,6 +101,8 @@ def exchange(
         )
     except httpx.TransportError as error:
         raise _unreachable(peer, error) from error
+    if heard is not None:
+        heard(response)
     if response.is_success:
         return response.content
     raise refusal(response)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gateway import actions, client, queries, registry
 from gateway.envelope import Directory, InstanceDescription, Peer, Receipt
-from gateway.keys import is_signed
+from gateway.keys import is_receipt_of
 from gateway.models import Delivery, JoinState, OutboxEntry
 from gateway.protocols import Proof
 from standards.digests import dataset_sha256
@@ -107,7 +107,7 @@ def verify_receipt(receipt: Receipt, instance: InstanceDescription, sender: str,
 
     Raises: TransientError("receipt-forged", "receipt-mismatch"): what was delivered is to be proved again.
     """
-    if not is_signed(peer.public_key, receipt.signature, receipt.signed_text()):
+    if not is_receipt_of(peer, receipt):
         raise TransientError("receipt-forged", f"not signed by {peer.name}")
     promised = (instance.sop_instance_uid, instance.dataset_sha256, instance.pixel_sha256, instance.frames_sha256)
     told = (receipt.sop_instance_uid, receipt.dataset_sha256, receipt.pixel_sha256, receipt.frames_sha256)

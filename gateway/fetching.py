@@ -1,7 +1,6 @@
 """The way back: an instance that a peer receipted is fetched from it again, byte for byte as it was delivered."""
 
 import threading
-import time
 from collections.abc import Iterable
 from datetime import datetime
 from hashlib import sha256
@@ -11,7 +10,7 @@ from urllib.parse import urlencode
 import httpx
 import structlog
 
-from gateway import client, registry
+from gateway import client, clock, registry
 from gateway.deliveries import peer_named
 from gateway.keys import node_key
 from gateway.models import Delivery, IssuedReceipt, JoinState
@@ -83,7 +82,7 @@ def _connection(url: str) -> tuple[httpx.Client, bool]:
 def _download(state: JoinState, url: str, path: str, target: BinaryIO) -> None:
     """Raises: TransientError and PermanentError as ``client.ask`` does."""
     key = node_key(registry.node().data_dir)
-    headers = http_signatures.sign("GET", path, _NOTHING, key, state.name, int(time.time()))
+    headers = http_signatures.sign("GET", path, _NOTHING, key, state.name, int(clock.seconds(state)))
     connection, is_new = _connection(url)
     try:
         with connection.stream("GET", path, headers=headers) as response:

@@ -2,10 +2,11 @@
 
 from pydantic import ValidationError
 
-from gateway import actions, client, registry
+from gateway import actions, client, commands, registry
 from gateway.envelope import JoinAnswer, JoinRequest
 from gateway.keys import node_key, public_text
 from gateway.models import JoinState
+from gateway.rotation import forget_unfinished
 from standards.errors import PermanentError
 
 JOIN_PATH = "/federation/v1/join"
@@ -21,6 +22,7 @@ def join(centre_url: str, code: str, *, force: bool = False) -> JoinState:
     if present is not None and not force:
         raise PermanentError("already-joined", f"as {present.name}, to {present.centre_url}")
     facts = registry.node()
+    forget_unfinished(facts.data_dir)
     request = JoinRequest(
         code=code.strip(),
         public_key=public_text(node_key(facts.data_dir)),
@@ -30,6 +32,7 @@ def join(centre_url: str, code: str, *, force: bool = False) -> JoinState:
         browser_url=facts.url,
         host=facts.dicom_host,
         dicom_port=facts.dicom_port,
+        understands=commands.understood(),
     )
     with client.connect(centre_url.rstrip("/")) as centre:
         answer = client.exchange(

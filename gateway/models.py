@@ -10,7 +10,9 @@ class JoinState(models.Model):
 
     ``backfill_after`` is the instance key up to which everything held was announced and put on the ledger again,
     after joining, a new epoch or other destinations; null when there is nothing to catch up with. ``ledger_after`` is
-    the same for the ledger alone, after other rules of the mirror.
+    the same for the ledger alone, after other rules of the mirror. ``clock_offset_seconds``: how far the centre's
+    clock is ahead. ``rotate_key_at``: when the centre asked for another key. ``audit_told``: up to which row of its
+    own audit trail the centre was told.
     """
 
     name = models.CharField(max_length=64)
@@ -23,6 +25,9 @@ class JoinState(models.Model):
     directory = models.JSONField(default=dict)
     configuration = models.JSONField(default=dict)
     centre_seen_at = models.DateTimeField(null=True)
+    clock_offset_seconds = models.IntegerField(default=0)
+    rotate_key_at = models.DateTimeField(null=True)
+    audit_told = models.PositiveBigIntegerField(default=0)
     last_error = models.CharField(max_length=255, blank=True)
     joined_at = models.DateTimeField(auto_now_add=True)
 
@@ -140,3 +145,24 @@ class IssuedReceipt(models.Model):
                 fields=["sender", "sop_instance_uid", "dataset_sha256"], name="receipt_once_per_sender"
             )
         ]
+
+
+class ParkedCommand(models.Model):
+    """A command that this node did not understand or could not apply: tried again when its program is another."""
+
+    seq = models.PositiveBigIntegerField(unique=True)
+    schema_version = models.PositiveIntegerField()
+    type = models.CharField(max_length=64)
+    body = models.JSONField()
+    reason = models.CharField(max_length=255)
+    received_at = models.DateTimeField(auto_now_add=True)
+
+
+class KeyRotation(models.Model):
+    """A change of this node's key, as it was stated by both keys (``envelope.KeyChange``)."""
+
+    old_key = models.CharField(max_length=64)
+    new_key = models.CharField(max_length=64, unique=True)
+    statement = models.JSONField()
+    made_at = models.DateTimeField()
+    announced_at = models.DateTimeField(null=True)

@@ -11,16 +11,14 @@ from typing import BinaryIO, cast
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.db import transaction
-from django.utils import timezone
 
-from gateway import registry
+from gateway import clock, registry
 from gateway.envelope import Directory, Receipt
-from gateway.keys import node_key, sign
+from gateway.keys import keys_of, node_key, sign
 from gateway.models import IssuedReceipt, JoinState
 from standards import http_signatures
 from standards.digests import Digests, digests
 from standards.errors import PermanentError, TransientError
-from standards.tokens import public_key_from_text
 from standards.uids import validated_uid
 
 log = structlog.get_logger(__name__)
@@ -44,11 +42,12 @@ def sender_of(state: JoinState, method: str, path: str, headers: Mapping[str, st
     Raises: PermanentError "signature-missing", "signature-invalid", "signature-expired", "unknown-key".
     """
     directory = Directory.model_validate(state.directory)
+    now = clock.now(state)
 
-    def key_of(name: str) -> Ed25519PublicKey | None:
-        return next((public_key_from_text(peer.public_key) for peer in directory.peers if peer.name == name), None)
+    def key_of(name: str) -> list[Ed25519PublicKey] | None:
+        return next((keys_of(peer, now) for peer in directory.peers if peer.name == name), None)
 
-    return http_signatures.verify(method, path, headers, key_of, time.time())
+    return http_signatures.verify(method, path, headers, key_of, now.timestamp())
 
 
 def promised(query: Mapping[str, str]) -> Digests:
@@ -126,7 +125,7 @@ def issue_receipt(state: JoinState, sender: str, sop_instance_uid: str, found: D
                     for name, digest in (("dataset", found.dataset), ("pixel", found.pixels), ("frames", found.frames))
                     if digest
                 ],
-                received_at=timezone.now(),
+                received_at=clock.now(state),
                 outcome=outcome,  # type: ignore[arg-type]  # pydantic checks the word
                 **known,
             )

@@ -22,6 +22,7 @@ class PeriodicJob:
 _store: InstanceStore | None = None
 _handlers: dict[str, list[CommandHandler]] = {}
 _jobs: list[PeriodicJob] = []
+_told: list[Callable[[], dict[str, Any]]] = []
 _carriers: dict[str, Carrier] = {}
 
 
@@ -69,6 +70,16 @@ def every(seconds: float, run: Callable[[], None]) -> None:
 def jobs() -> list[PeriodicJob]:
     """All periodic jobs."""
     return list(_jobs)
+
+
+def tell_with_status(facts: Callable[[], dict[str, Any]]) -> None:
+    """Have every heartbeat carry what ``facts()`` gives: fields of ``envelope.NodeStatus``. It must be cheap."""
+    _told.append(facts)
+
+
+def told_with_status() -> dict[str, Any]:
+    """What all registered say now."""
+    return {name: value for facts in _told for name, value in facts().items()}
 
 
 def node() -> NodeFacts:

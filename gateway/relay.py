@@ -75,7 +75,7 @@ def _number(*, with_progress: bool) -> int:
         for body in _bodies(lot, state.epoch):
             seq += 1
             events.append(
-                NumberedEvent(epoch=state.epoch, seq=seq, occurred_at=lot[0].occurred_at, body=body),
+                NumberedEvent(epoch=state.epoch, seq=seq, occurred_at=lot[0].occurred_at + ahead, body=body),
             )
     NumberedEvent.objects.bulk_create(events)
     OutboxEntry.objects.filter(pk__in=[entry.pk for entry in entries]).delete()
@@ -87,6 +87,7 @@ def _open_deliveries(state: JoinState, entries: list[OutboxEntry]) -> None:
     if not entries or not destinations:
         return
     studies = {entry.body["study_instance_uid"] for entry in entries}
+    ahead = timedelta(seconds=state.clock_offset_seconds)  # the region's time, whatever this machine's clock says
     urgent = dict(
         StudyPriority.objects.filter(study_instance_uid__in=studies).values_list("study_instance_uid", "priority")
     )

@@ -8,8 +8,8 @@ import httpx
 import structlog
 from django.utils import timezone
 
-from gateway import VERSION, client, commands, deliveries, queries, reconcile, registry, relay
-from gateway.envelope import EventAnswer, NodeStatus
+from gateway import VERSION, client, commands, deliveries, heartbeat, queries, reconcile, registry, relay
+from gateway.envelope import NodeStatus
 from gateway.loops import Loop, join_all, set_on_signal
 from gateway.models import Delivery, JoinState, OutboxEntry
 from gateway.protocols import Proof
@@ -156,6 +156,9 @@ class Gateway:
         state = JoinState.objects.first()
         if state is None:
             return UNJOINED_SECONDS
+        if not self._parked_tried:
+            commands.retry_parked()
+            self._parked_tried = True
         commands.poll(self._connections.to(state.centre_url))
         return 0.0
 
@@ -163,15 +166,7 @@ class Gateway:
         state = JoinState.objects.first()
         if state is None:
             return UNJOINED_SECONDS
-        answer = client.ask(
-            self._connections.to(state.centre_url),
-            state,
-            "POST",
-            "/federation/v1/status",
-            status_of(state).model_dump_json(),
-            timeout=10.0,
-        )
-        relay.settle(EventAnswer.model_validate_json(answer), state.acknowledged_seq)
+        heartbeat.beat(self._connections.to(state.centre_url), state, status_of(state))
         return HEARTBEAT_SECONDS
 
     def _release(self) -> float:

@@ -7,7 +7,7 @@ The smallest subset of RFC 9421 that binds those three, with RFC 9530's Content-
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -56,13 +56,13 @@ def verify(
     method: str,
     path_with_query: str,
     headers: Mapping[str, str],
-    key_lookup: Callable[[str], Ed25519PublicKey | None],
+    key_lookup: Callable[[str], Ed25519PublicKey | Sequence[Ed25519PublicKey] | None],
     now: float,
     skew: int = SKEW_SECONDS,
 ) -> str:
     """The key id whose signature covers this request; the caller still compares :func:`content_digest` to the body.
 
-    Header names are matched whatever their case.
+    Header names are matched whatever their case. ``key_lookup`` gives the key of a key id, or all that count for it.
 
     Raises: PermanentError "signature-missing", "signature-invalid", "signature-expired", "unknown-key".
     """
@@ -76,15 +76,28 @@ def verify(
     content_digest(headers)
     if abs(now - int(described["created"])) > skew:
         raise PermanentError("signature-expired", f"made at {described['created']}")
-    public = key_lookup(described["keyid"])
-    if public is None:
+    found = key_lookup(described["keyid"])
+    publics = [found] if isinstance(found, Ed25519PublicKey) else found
+    if not publics:
         raise PermanentError("unknown-key", described["keyid"])
     base = _base(method, path_with_query, given["content-digest"].strip(), described["params"])
-    try:
-        public.verify(base64.b64decode(signature[1]), base)
-    except InvalidSignature as error:
-        raise PermanentError("signature-invalid", "does not fit the request") from error
+    if not any(_fits(public, base64.b64decode(signature[1]), base) for public in publics):
+        raise PermanentError("signature-invalid", "does not fit the request")
     return described["keyid"]
+
+
+def created_at(headers: Mapping[str, str]) -> int | None:
+    """When the request says that it was signed, in seconds since 1970; None where it does not say."""
+    described = _INPUT.fullmatch(_lower(headers).get("signature-input", "").strip())
+    return int(described["created"]) if described else None
+
+
+def _fits(public: Ed25519PublicKey, signature: bytes, base: bytes) -> bool:
+    try:
+        public.verify(signature, base)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def content_digest(headers: Mapping[str, str]) -> bytes:

@@ -12,7 +12,7 @@ from worklist.feed import DeviceRules, WorklistItem
 
 
 class FormerKey(Wire):
-    """A key that a peer rotated away from: requests signed with it count ``until`` then, receipts from before for ever."""
+    """A key that a peer rotated away from. What it signed before ``until`` counts: requests then, receipts for ever."""
 
     public_key: str
     until: AwareDatetime

@@ -1,8 +1,14 @@
 """Django app dimse."""
 
+from importlib import import_module
+
 from django.apps import AppConfig
 
 
 class DimseConfig(AppConfig):
     name = "pacs_node.dimse"
     label = "dimse"
+
+    def ready(self) -> None:
+        """Say how foreign PACS are spoken to (the module needs the models, which are loaded only now)."""
+        import_module("pacs_node.dimse.foreign").register()

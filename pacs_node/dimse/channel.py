@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,6 +45,9 @@ class Message:
     def field(self) -> int:
         """What is asked or answered."""
         return int(self.command["CommandField"])
+
+
+BeginData = Callable[[int, dict[str, Any]], Callable[[memoryview], None] | None]
 
 
 class Channel:
@@ -180,17 +183,31 @@ class Channel:
             if not self._is_cancel(message):
                 return message
 
-    def _receive(self, deadline: float) -> Message:
+    def receive_streaming(self, begin: BeginData, timeout: float) -> Message:
+        """The next message, its data set piece by piece: ``begin(context id, command)`` gives what takes the pieces, or
+        None where the data set is short and to be kept. ``timeout``: for each PDU."""
+        while True:
+            message = self._receive(time.monotonic() + timeout, begin, timeout)
+            if not self._is_cancel(message):
+                return message
+
+    def _receive(self, deadline: float, begin: BeginData | None = None, each: float = 0.0) -> Message:
         parts: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
         command: dict[str, Any] | None = None
         context_id = 0
+        take: Callable[[memoryview], None] | None = None
         try:
             while True:
+                if each:
+                    deadline = time.monotonic() + each
                 for piece in upper_layer.pdvs(self._p_data(deadline)):
                     if piece.is_command is (command is not None) or (context_id and piece.context_id != context_id):
                         raise PermanentError("invalid-pdu", "a fragment out of turn")
                     context_id = piece.context_id
-                    parts[piece.is_command] += piece.data
+                    if take is not None:
+                        take(piece.data)
+                    else:
+                        parts[piece.is_command] += piece.data
                     if len(parts[piece.is_command]) > LARGEST_MESSAGE_BYTES:
                         raise PermanentError("invalid-pdu", "a message that is too long")
                     if not piece.is_last:
@@ -200,6 +217,7 @@ class Channel:
                     command = upper_layer.decode_command(parts[True])
                     if command["CommandDataSetType"] == upper_layer.NO_DATASET:
                         return Message(context_id, command)
+                    take = begin(context_id, command) if begin is not None else None
         except PermanentError as error:
             self.abort(upper_layer.INVALID_PARAMETER_VALUE)
             raise self._over("protocol-error", str(error)) from error
