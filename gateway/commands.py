@@ -8,7 +8,7 @@ from django.db import transaction
 from django.utils import timezone
 from pydantic import TypeAdapter, ValidationError
 
-from gateway import actions, client, reconcile, registry
+from gateway import actions, client, reconcile, registry, rotation
 from gateway.envelope import ACCEPTED_VERSIONS, CommandBody, RawCommand, RawCommandBatch
 from gateway.models import JoinState, ParkedCommand
 from standards.errors import PermanentError

@@ -110,6 +110,7 @@ class Gateway:
         self._connections = Connections()
         self._courier = Courier(self._connections)
         self._progress_at = 0.0
+        self._parked_tried = False
         self._rounds = reconcile.Rounds()
 
     def run(self) -> None:
