@@ -8,17 +8,20 @@ from uuid import uuid4
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.utils import timezone
 
+from gateway import ledger
 from gateway.envelope import (
     AccessionState,
     AssociationRefused,
     Configuration,
     Directory,
+    HoldDelivery,
     InstanceConflicted,
     JoinAnswer,
     OrderCancelled,
     OrderChanged,
     OrderRegistered,
     ReportDraft,
+    RetryDelivery,
     SendStudy,
     SeriesKey,
 )
@@ -28,7 +31,7 @@ from gateway.protocols import HeldInstance
 INSTANCE_STORED = "instance.stored"
 SERIES_RELEASED = "series.released"
 SERIES_HELD = "series.held"
-DELIVERY_PROGRESS = "delivery.progress"
+DELIVERY_PROGRESS = ledger.DELIVERY_PROGRESS
 ASSOCIATION_REFUSED = "association.refused"
 INSTANCE_CONFLICTED = "instance.conflicted"
 TOLD_ONCE = ("accession.state", "order.registered", "order.changed", "order.cancelled", "report.draft")
@@ -179,7 +182,11 @@ def _prove_again(former: dict[str, Any], directory: Directory) -> None:
     A key that the peer itself rotated away from is its own still.
     """
     keys = {peer["name"]: peer["public_key"] for peer in former.get("peers", [])}
-    changed = [peer.name for peer in directory.peers if keys.get(peer.name, peer.public_key) != peer.public_key]
+    changed = [
+        peer.name
+        for peer in directory.peers
+        if keys.get(peer.name, peer.public_key) not in {peer.public_key, *(old.public_key for old in peer.former_keys)}
+    ]
     Delivery.objects.filter(destination__in=changed, status=Delivery.Status.RECEIPTED, released_at__isnull=True).update(
         status=Delivery.Status.WAITING, proof="", receipt=None, receipted_at=None, next_attempt_at=timezone.now()
     )
@@ -217,24 +224,62 @@ def apply_directory(directory: Directory) -> None:
 
 @transaction.atomic
 def apply_configuration(configuration: Configuration) -> None:
-    """Take what the region decided for this node, whatever its version: going back is one more version."""
-    JoinState.objects.update(configuration=configuration.model_dump(mode="json"))
+    """Take what the region decided for this node, whatever its version: going back is one more version.
+
+    Other rules of the mirror have everything held laid on the ledger again; the loop of the rules does the rest.
+    """
+    state = JoinState.objects.select_for_update().get()
+    former = Configuration.model_validate(state.configuration or {}).mirror
+    state.configuration = configuration.model_dump(mode="json")
+    if (former.rules, former.outside) != (configuration.mirror.rules, configuration.mirror.outside):
+        state.ledger_after = 0
+    state.save(update_fields=["configuration", "ledger_after"])
 
 
 @transaction.atomic
 def apply_send_study(command: SendStudy) -> None:
     """Deliver this study before others, what is held of it and what is still to come; failed ones get another try."""
     StudyPriority.objects.update_or_create(
-        study_instance_uid=command.study_instance_uid, defaults={"priority": command.priority}
+        study_instance_uid=command.study_instance_uid, defaults={"priority": command.priority, "is_held": False}
     )
-    Delivery.objects.filter(study_instance_uid=command.study_instance_uid).exclude(
-        status=Delivery.Status.RECEIPTED
-    ).update(priority=command.priority, status=Delivery.Status.WAITING, next_attempt_at=timezone.now())
+    apply_retry(RetryDelivery(study_instance_uid=command.study_instance_uid))
+    _decide_again(command.study_instance_uid)
 
 
 @transaction.atomic
+def apply_hold(command: HoldDelivery) -> None:
+    """Have nothing more of a study leave, or forget what was asked for it."""
+    study = command.study_instance_uid
+    if command.action == "hold":
+        StudyPriority.objects.update_or_create(
+            study_instance_uid=study, defaults={"is_held": True}, create_defaults={"is_held": True, "priority": 50}
+        )
+    else:
+        StudyPriority.objects.filter(study_instance_uid=study).delete()
+    _decide_again(study)
+
+
+def _decide_again(study_instance_uid: str) -> None:
+    if state := JoinState.objects.first():
+        ledger.decide_again(ledger.Judge(state), study_instance_uid)
+
+
+@transaction.atomic
+def apply_retry(command: RetryDelivery) -> None:
+    """Give what failed another try, and what waits for its next try that try now; a receipt asked for again too."""
+    rows = Delivery.objects.exclude(status__in=Delivery.CLOSED)
+    if command.study_instance_uid:
+        rows = rows.filter(study_instance_uid=command.study_instance_uid)
+    if command.destination:
+        rows = rows.filter(destination=command.destination)
+    failed = rows.filter(status=Delivery.Status.FAILED)
+    ledger.announce(set(failed.values_list("study_instance_uid", "destination").distinct()))
+    failed.update(status=Delivery.Status.WAITING, attempts=0)
+    rows.update(next_attempt_at=timezone.now())
+
+
 def retry_failed(study_instance_uid: str, *, now: datetime | None = None) -> int:
     """Give the failed deliveries of a study another try; how many there were."""
-    return Delivery.objects.filter(study_instance_uid=study_instance_uid, status=Delivery.Status.FAILED).update(
-        status=Delivery.Status.WAITING, next_attempt_at=now or timezone.now(), attempts=0
-    )
+    failed = Delivery.objects.filter(study_instance_uid=study_instance_uid, status=Delivery.Status.FAILED).count()
+    apply_retry(RetryDelivery(study_instance_uid=study_instance_uid))
+    return failed

@@ -17,6 +17,11 @@ def anything_to_catch_up() -> bool:
     return _exists("gateway_joinstate WHERE backfill_after IS NOT NULL")
 
 
+def anything_to_lay_on() -> bool:
+    """Whether what is held is being laid on the ledger again."""
+    return _exists("gateway_joinstate WHERE ledger_after IS NOT NULL")
+
+
 def anything_to_number() -> bool:
     """Whether the outbox holds anything."""
     return _exists("gateway_outboxentry")
@@ -30,8 +35,8 @@ def anything_to_tell() -> bool:
 
 
 def anything_to_deliver() -> bool:
-    """Whether the ledger has a delivery without its receipt, due or not."""
-    return _exists("gateway_delivery WHERE status = 'waiting'")
+    """Whether the ledger has a delivery without its proof that no rule holds back, due or not."""
+    return _exists("gateway_delivery WHERE status = 'waiting' AND held_by = ''")
 
 
 def configuration() -> Configuration:

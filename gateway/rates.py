@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 PIECE: Final = 1 << 16
@@ -99,3 +100,58 @@ class Meter:
             if not self._seconds:
                 return 0
             return int(sum(count for _, count in self._seconds) / max(1.0, now - self._seconds[0][0]))
+
+
+class Flow:
+    """What goes to one destination now: bytes of files and of the wire, what went in part, and what is wrong there."""
+
+    def __init__(self) -> None:
+        self.files, self.wire = Meter(), Meter()
+        self.trouble = ""
+        self.trouble_since: datetime | None = None
+        self._parts: dict[int, tuple[str, int]] = {}
+
+    def went(self, count: int, wire: int) -> None:
+        """``count`` bytes of files arrived, for which ``wire`` bytes were sent."""
+        self.files.add(count)
+        self.wire.add(wire)
+
+    def set_part(self, delivery: int, study_instance_uid: str, count: int | None) -> None:
+        """So many bytes of a large instance are there; None: it is there, or begins anew."""
+        if count is None:
+            self._parts.pop(delivery, None)
+        else:
+            self._parts[delivery] = (study_instance_uid, count)
+
+    def under_way(self, study_instance_uid: str = "") -> int:
+        """Bytes of files that went in part, of a study or of all."""
+        parts = list(self._parts.values())
+        return sum(count for study, count in parts if study_instance_uid in ("", study))
+
+    def set_trouble(self, text: str) -> None:
+        """Why nothing goes there, "" when it does."""
+        if bool(text) != bool(self.trouble):
+            self.trouble_since = datetime.now(UTC) if text else None
+        self.trouble = text
+
+    def seconds(self, count: int) -> int | None:
+        """How long ``count`` bytes of files take at the rate of the last half minute."""
+        rate = self.files.rate()
+        return None if not rate else max(0, count) // rate
+
+
+class Traffic:
+    """The flows of this process, by destination."""
+
+    def __init__(self) -> None:
+        self._flows: dict[str, Flow] = {}
+        self._lock = threading.Lock()
+
+    def of(self, destination: str) -> Flow:
+        """The flow to a destination."""
+        with self._lock:
+            return self._flows.setdefault(destination, Flow())
+
+
+traffic = Traffic()
+"""That of this process."""

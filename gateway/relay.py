@@ -10,12 +10,13 @@ from datetime import timedelta
 import httpx
 import structlog
 from django.db import transaction
-from django.db.models import Count, Max, Q
+from django.db.models import Max
 from django.utils import timezone
 
-from gateway import actions, client, queries, reconcile, registry
+from gateway import actions, client, ledger, queries, reconcile, registry
 from gateway.envelope import SCHEMA_VERSION, EventAnswer, RawEvent, RawEventBatch
-from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
+from gateway.models import JoinState, NumberedEvent, OutboxEntry
+from gateway.protocols import HeldInstance
 from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,21 @@ def catch_up() -> bool:
     return bool(held)
 
 
+def catch_up_ledger() -> bool:
+    """Lay the next lot of what is held on the ledger again, if other rules ask for it; whether there is more to do."""
+    state = JoinState.objects.first() if queries.anything_to_lay_on() else None
+    if state is None or state.ledger_after is None:
+        return False
+    held = registry.store().instances_after(state.ledger_after, HELD_AT_ONCE)
+    with transaction.atomic():
+        mine = JoinState.objects.select_for_update().filter(pk=state.pk, ledger_after=state.ledger_after)
+        if not mine.exists():
+            return True  # other rules came meanwhile; begin anew
+        ledger.lay_on(mine.get(), held)
+        mine.update(ledger_after=held[-1].instance_key if held else None)
+    return bool(held)
+
+
 def number(*, with_progress: bool = True) -> int:
     """Turn outbox rows into numbered events and open the ledger's rows; how many rows were taken.
 
@@ -67,9 +83,11 @@ def _number(*, with_progress: bool) -> int:
     entries = list(rows[:ENTRIES_AT_ONCE])
     if not entries:
         return 0
-    _open_deliveries(state, [entry for entry in entries if entry.kind == actions.INSTANCE_STORED])
+    stored = [entry for entry in entries if entry.kind == actions.INSTANCE_STORED]
+    ledger.lay_on(state, [_instance_of(entry) for entry in stored])
     highest = NumberedEvent.objects.filter(epoch=state.epoch).aggregate(Max("seq"))["seq__max"] or 0
     seq = max(highest, state.acknowledged_seq)
+    ahead = timedelta(seconds=state.clock_offset_seconds)  # the region's time, whatever this machine's clock says
     events = []
     for lot in _lots(entries):
         for body in _bodies(lot, state.epoch):
@@ -82,42 +100,8 @@ def _number(*, with_progress: bool) -> int:
     return len(entries)
 
 
-def _open_deliveries(state: JoinState, entries: list[OutboxEntry]) -> None:
-    destinations = state.directory.get("mirror_to", [])
-    if not entries or not destinations:
-        return
-    studies = {entry.body["study_instance_uid"] for entry in entries}
-    ahead = timedelta(seconds=state.clock_offset_seconds)  # the region's time, whatever this machine's clock says
-    urgent = dict(
-        StudyPriority.objects.filter(study_instance_uid__in=studies).values_list("study_instance_uid", "priority")
-    )
-    now = timezone.now()
-    Delivery.objects.bulk_create(
-        [
-            Delivery(
-                instance_key=entry.instance_key or 0,
-                series_key=entry.series_key or 0,
-                destination=destination,
-                priority=urgent.get(entry.body["study_instance_uid"], 50),
-                next_attempt_at=now,
-                **entry.body,
-            )
-            for entry in entries
-            for destination in destinations
-        ],
-        ignore_conflicts=True,
-    )
-    # What was released and came again must be proved safe again before its file goes again.
-    Delivery.objects.filter(
-        instance_key__in=[entry.instance_key for entry in entries], released_at__isnull=False
-    ).update(status=Delivery.Status.WAITING, released_at=None, receipted_at=None, next_attempt_at=now)
-    OutboxEntry.objects.bulk_create(
-        [
-            OutboxEntry(kind=actions.DELIVERY_PROGRESS, body={"study_instance_uid": study, "destination": destination})
-            for study in sorted(studies)
-            for destination in destinations
-        ]
-    )
+def _instance_of(entry: OutboxEntry) -> HeldInstance:
+    return HeldInstance(entry.instance_key or 0, entry.series_key or 0, **entry.body)
 
 
 def _lots(entries: list[OutboxEntry]) -> Iterable[list[OutboxEntry]]:
@@ -157,7 +141,7 @@ def _bodies(lot: list[OutboxEntry], epoch: str) -> list[dict[str, object]]:
         case actions.SERIES_HELD:
             return [reconcile.held_body(first.body)]
         case actions.DELIVERY_PROGRESS:
-            return [progress_of(**first.body)]
+            return [ledger.progress_of(**first.body)]
         case actions.ASSOCIATION_REFUSED:
             since = timezone.now() - timedelta(seconds=SAME_REFUSAL_SECONDS)
             told = NumberedEvent.objects.filter(epoch=epoch, body=first.body, occurred_at__gte=since).exists()
@@ -201,24 +185,6 @@ def _series_released(entry: OutboxEntry) -> list[dict[str, object]]:
             "root_hash": series.root_hash,
         }
     ]
-
-
-def progress_of(study_instance_uid: str, destination: str) -> dict[str, object]:
-    """How far the ledger is with a study towards a destination."""
-    rows = Delivery.objects.filter(study_instance_uid=study_instance_uid, destination=destination)
-    counts = rows.aggregate(
-        total=Count("pk"),
-        receipted=Count("pk", filter=Q(status=Delivery.Status.RECEIPTED)),
-        failed=Count("pk", filter=Q(status=Delivery.Status.FAILED)),
-    )
-    trouble = rows.filter(~Q(last_error=""), ~Q(status=Delivery.Status.RECEIPTED)).order_by("-next_attempt_at").first()
-    return {
-        "type": "delivery.progress",
-        "study_instance_uid": study_instance_uid,
-        "destination": destination,
-        **counts,
-        "last_error": trouble.last_error if trouble else "",
-    }
 
 
 def waiting_events(state: JoinState) -> int:

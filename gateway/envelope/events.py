@@ -92,10 +92,10 @@ class Held(Wire):
     """What a rule keeps back: why, until when (None: until somebody asks or the place changes), and how much.
 
     Reasons: ``night`` and ``rate`` wait for an hour, ``on-demand`` for somebody to ask, ``checkpoint`` for a network in
-    which images may leave, ``held`` for the person who held it, ``excluded`` for a rule that lets it go there.
+    which images may leave, ``held`` for the person who held it.
     """
 
-    reason: Literal["night", "on-demand", "rate", "checkpoint", "held", "excluded"]
+    reason: Literal["night", "on-demand", "rate", "checkpoint", "held"]
     until: AwareDatetime | None = None
     instances: int = 0
     size: int = Field(default=0, description="bytes")
@@ -175,6 +175,7 @@ class ForeignRetrieval(Wire):
     held: int = 0
     missing_count: int = 0
     missing: list[str] = []
+    unlisted_count: int = Field(default=0, description="held here of the study, and not listed by the PACS")
     attempts: int = 0
     next_attempt_at: AwareDatetime | None = None
     last_error: str = ""
@@ -190,6 +191,7 @@ class ForeignSourceState(Wire):
     last_error: str = ""
     studies: int = 0
     quirks: list[str] = []
+    retired: bool = False
 
 
 class AuditRow(Wire):
