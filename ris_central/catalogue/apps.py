@@ -10,12 +10,13 @@ class CatalogueConfig(AppConfig):
     def ready(self) -> None:
         """Hear what nodes say of their images; put studies onto the patient page and open it with them."""
         from ris_central.catalogue import queries, views  # noqa: PLC0415  models are loaded only now
-        from ris_central.catalogue.actions import arrivals  # noqa: PLC0415
+        from ris_central.catalogue.actions import arrivals, reconciling  # noqa: PLC0415
         from ris_central.federation.listeners import on_event  # noqa: PLC0415
         from ris_central.patients.listeners import add_grants, add_panel  # noqa: PLC0415
 
         on_event("series.changed", arrivals.take_series_changed)
         on_event("series.released", arrivals.take_series_released)
+        on_event("series.held", reconciling.take_series_held)
         on_event("delivery.progress", arrivals.take_delivery_progress)
         on_event("instance.conflicted", arrivals.take_instance_conflicted)
         add_grants(queries.patients_granted_to)

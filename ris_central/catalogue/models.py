@@ -228,6 +228,8 @@ class Difference(models.Model):
     found = models.PositiveIntegerField(default=0)
     told = models.JSONField(default=dict)
     """The patient and study blocks as the node has them, where those differ."""
+    is_told = models.BooleanField(default=False)
+    """The node has told the series again in full: from then on it can be judged whether it is mended."""
     found_at = models.DateTimeField(auto_now_add=True)
     mended_at = models.DateTimeField(null=True)
     resolution = models.CharField(max_length=12, choices=Resolution, blank=True)

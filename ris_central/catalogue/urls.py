@@ -17,6 +17,7 @@ urlpatterns = [
     path("viewer/app-config.js", viewer.app_config, name="viewer_config"),
     path("viewer/", viewer.viewer_file, name="viewer"),
     path("viewer/<path:path>", viewer.viewer_file, name="viewer_file"),
+    path("federation/v1/holdings", api.holdings, name="federation-holdings"),
     path("api/v1/image-tokens", api.ImageTokenView.as_view(), name="api-image-tokens"),
     path("api/v1/", include(router.urls)),
 ]

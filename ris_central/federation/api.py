@@ -1,6 +1,7 @@
 """``/federation/v1/``: what nodes ask of the centre. Waiting for commands is in ``longpoll``."""
 
 import hashlib
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -119,5 +120,16 @@ def status(request: HttpRequest) -> HttpResponse:
         told = _parse(NodeStatus, body)
         actions.record_status(node, told)
         return _answer(queries.cursor_of(node, told.epoch))
+    except RegisError as error:
+        return _refuse(request, error)
+
+
+def answer_signed(
+    request: HttpRequest, model: type[Message], take: Callable[[Node, Message], BaseModel]
+) -> HttpResponse:
+    """Hand the signed body of a node to ``take(node, message)``: for the questions of nodes that higher apps answer."""
+    try:
+        node, body = _signed(request)
+        return _answer(take(node, _parse(model, body)))
     except RegisError as error:
         return _refuse(request, error)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from gateway.envelope import (
@@ -13,12 +13,16 @@ from gateway.envelope import (
     SeriesReleased,
     StudyDescription,
 )
+from gateway.envelope.holdings import identity_sha256
 from ris_central.catalogue.actions.announcing import announce_changed
 from ris_central.catalogue.actions.counts import recount
 from ris_central.catalogue.actions.manifests import rehydrate
+from ris_central.catalogue.actions.reconciling import judge, note_identity, open_differences_of
+from ris_central.catalogue.actions.studies import known_study, lock_study, study_values
 from ris_central.catalogue.models import (
     DeliveryState,
     InstanceHolding,
+    Manifest,
     ParkedEvent,
     Series,
     SeriesHolder,
@@ -33,12 +37,6 @@ from ris_central.orders.models import ServiceRequest
 from ris_central.organizations.models import Site
 from ris_central.patients.actions import resolve
 from ris_central.patients.models import Patient
-
-
-def lock_study(study_instance_uid: str) -> None:
-    """Let one transaction at a time write to the studies of this UID."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [study_instance_uid])
 
 
 @transaction.atomic
@@ -122,6 +120,7 @@ def take_delivery_progress(node: Node, event: Event) -> None:
                 "receipted": body.receipted,
                 "failed": body.failed,
                 "last_error": body.last_error,
+                "told": body.model_dump(mode="json"),
             },
         )
         announce_changed(study)
@@ -142,17 +141,6 @@ def take_instance_conflicted(node: Node, event: Event) -> None:
             "kept_sha256": body.kept_sha256,
             "source_ae_title": body.source_ae_title[:16],
         },
-    )
-
-
-def known_study(study_instance_uid: str, patient_id: str) -> Study | None:
-    """The study of this UID under this patient id, as a node that knows no issuer can name it."""
-    return (
-        Study.objects.select_for_update(of=("self",))
-        .select_related("site")
-        .filter(study_instance_uid=study_instance_uid, dicom_patient_id=patient_id)
-        .order_by("id")
-        .first()
     )
 
 
@@ -196,18 +184,10 @@ def _adopted_by_archive(node: Node, body: SeriesChanged) -> Study | None:
 
 
 def _study_values(description: StudyDescription, site: Site) -> dict[str, object]:
-    return {
-        "study_date": description.study_date,
-        "study_time": description.study_time,
-        "started_at": started_at(
-            description.study_date, description.study_time, description.timezone_offset_from_utc, site.time_zone
-        ),
-        "accession_number": description.accession_number,
-        "study_id": description.study_id,
-        "study_description": description.study_description[:256],
-        "referring_physician_name": description.referring_physician_name[:324],
-        "institution_name": description.institution_name[:256],
-    }
+    began = started_at(
+        description.study_date, description.study_time, description.timezone_offset_from_utc, site.time_zone
+    )
+    return {**study_values(description), "started_at": began}
 
 
 def _order_of(description: StudyDescription, patient: Patient) -> ServiceRequest | None:
@@ -234,13 +214,17 @@ def _apply(study: Study, node: Node, body: SeriesChanged, occurred_at: datetime)
             "station_name": described.station_name,
         },
     )
+    differs = not created and open_differences_of(series)
+    if differs:
+        note_identity(node, series, body)
     if not created and _is_settled(series, node, body):
         return
     rehydrate(series)
     before = series.instances.count()
     _add_instances(series, node, body)
+    identity = identity_sha256(body.patient.model_dump(), body.study.model_dump())
     SeriesHolder.objects.update_or_create(
-        series=series, node=node, defaults={"count": body.count, "root_hash": body.root_hash}
+        series=series, node=node, defaults={"count": body.count, "root_hash": body.root_hash, "identity": identity}
     )
     changed = ["last_instance_at", "modalities", "complete_at"]
     if series.instances.count() > before:
@@ -251,6 +235,8 @@ def _apply(study: Study, node: Node, body: SeriesChanged, occurred_at: datetime)
         study.modalities = sorted({*study.modalities, described.modality})
     study.save(update_fields=changed)
     recount(study, [series])
+    if differs and node.kind == Node.Kind.ARCHIVE:
+        judge(study, series, ask=False)
     if study.service_request is not None and node.kind != Node.Kind.ARCHIVE:
         step_in_progress(study.service_request, described.modality)
 
@@ -261,7 +247,7 @@ def _is_settled(series: Series, node: Node, body: SeriesChanged) -> bool:
     Count and root hash alone do not tell: they are of all the node held when the event was numbered, which may be more
     than this event and those before it have listed.
     """
-    if series.instances.exists():
+    if series.instances.exists() or not Manifest.objects.filter(series=series).exists():
         return False
     return SeriesHolder.objects.filter(series=series, node=node, count=body.count, root_hash=body.root_hash).exists()
 

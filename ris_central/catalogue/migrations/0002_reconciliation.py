@@ -42,6 +42,7 @@ class Migration(migrations.Migration):
                 ('believed', models.PositiveIntegerField(default=0)),
                 ('found', models.PositiveIntegerField(default=0)),
                 ('told', models.JSONField(default=dict)),
+                ('is_told', models.BooleanField(default=False)),
                 ('found_at', models.DateTimeField(auto_now_add=True)),
                 ('mended_at', models.DateTimeField(null=True)),
                 ('resolution', models.CharField(blank=True, choices=[('told-again', 'told again and taken over'), ('elsewhere', 'the images are safe elsewhere'), ('proved-again', 'delivered to the archive again'), ('taken-over', 'the data of the node were taken over'), ('accepted', 'accepted by a person')], max_length=12)),
