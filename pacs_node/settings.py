@@ -31,9 +31,11 @@ INSTALLED_APPS = [
     "pacs_node.study_index",
     "pacs_node.storage",
     "gateway",
+    "gateway.foreign",
     "pacs_node.dimse",
     "pacs_node.dicomweb",
     "pacs_node.clinic",
+    "pacs_node.offline",
 ]
 
 MIDDLEWARE = [

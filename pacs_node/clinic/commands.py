@@ -1,13 +1,8 @@
-"""What this node does when the centre sends a schedule or the AE registry."""
+"""What this node does when the centre sends the AE registry. The schedule is taken by the app ``offline``."""
 
-from gateway.envelope import Devices, Schedule
+from gateway.envelope import Devices
 from gateway.registry import on_command
 from pacs_node.clinic import actions
-
-
-def apply_schedule(command: Schedule) -> None:
-    """Take the new Modality Worklist items."""
-    actions.apply_schedule(command.items, command.removed)
 
 
 def apply_devices(command: Devices) -> None:
@@ -17,5 +12,4 @@ def apply_devices(command: Devices) -> None:
 
 def register() -> None:
     """Called once, when the app is ready."""
-    on_command("schedule", apply_schedule)
     on_command("devices", apply_devices)
