@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db.models import Count, Q
+from django.db.models import Count
 
 from gateway import queries as gateway_queries
 from gateway.envelope import ForeignSource
@@ -42,22 +42,19 @@ def sources() -> list[SourceState]:
     listed = dict(
         ForeignStudy.objects.filter(gone_at=None).values_list("source").annotate(count=Count("pk")).order_by()
     )
-    jobs = {
-        row["source"]: row
-        for row in Retrieval.objects.values("source")
-        .annotate(
-            waiting=Count("pk", filter=Q(status=Retrieval.Status.WAITING)),
-            failed=Count("pk", filter=Q(status=Retrieval.Status.FAILED)),
-        )
-        .order_by()
+    counted: dict[tuple[str, str], int] = {
+        (name, status): count
+        for name, status, count in Retrieval.objects.order_by()
+        .values_list("source", "status")
+        .annotate(count=Count("pk"))
     }
     return [
         SourceState(
             source,
             states.get(source.name),
             listed.get(source.name, 0),
-            jobs.get(source.name, {}).get("waiting", 0),
-            jobs.get(source.name, {}).get("failed", 0),
+            counted.get((source.name, Retrieval.Status.WAITING), 0),
+            counted.get((source.name, Retrieval.Status.FAILED), 0),
         )
         for source in gateway_queries.configuration().foreign
     ]

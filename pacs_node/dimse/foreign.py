@@ -68,6 +68,8 @@ _SYNTAXES: Final = tuple(
 )
 """The usual first: an association has room for so many."""
 _FEWEST_SYNTAXES: Final = 8
+_MOST_SYNTAXES: Final = 13
+"""In one context: old peers end the association over longer lists."""
 T = TypeVar("T")
 
 
@@ -202,7 +204,7 @@ class DimsePacs:
         if room >= _FEWEST_SYNTAXES:  # a context for each syntax, so that all can be sent as they are stored
             contexts += [(sop_class, (syntax,)) for sop_class in classes for syntax in _SYNTAXES[:room]]
         else:
-            contexts += [(sop_class, _SYNTAXES) for sop_class in classes]
+            contexts += [(sop_class, _SYNTAXES[:_MOST_SYNTAXES]) for sop_class in classes]
         self._pace()
         channel = self._associate(contexts, classes)
         taking = _Taking(self._source)

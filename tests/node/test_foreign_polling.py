@@ -1,0 +1,250 @@
+"""Foreign PACS that are polled: real ones, and quirks of real ones that a test chooses."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset
+
+from gateway import registry
+from gateway.envelope import ForeignSource, ImportRule
+from gateway.foreign import actions, polling
+from gateway.foreign.models import ForeignStudy, Retrieval
+from gateway.foreign.pacing import Pace, is_within
+from gateway.foreign.pacs import pacs_of
+from gateway.foreign.retrieving import fetch
+from standards.errors import RegisError
+from standards.uids import new_uid
+from tests.contract.region import make_instance
+from tests.node.foreign_peers import Orthanc, dcmqrscp, orthanc, quirky, send_to
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+TODAY = "20261120"
+
+
+def at_once() -> None:
+    """No pacing."""
+
+
+def polled(source: ForeignSource, *, sweep: bool = True, now: datetime = NOW) -> polling.Look:
+    pacs = pacs_of(source, at_once)
+    try:
+        return polling.poll(source, pacs, now=now, sweep=sweep)
+    finally:
+        pacs.close()
+
+
+def job_for(source: ForeignSource, study: str) -> Retrieval:
+    return Retrieval.objects.create(source=source.name, study_instance_uid=study, next_attempt_at=NOW)
+
+
+def image(study: str, number: int = 1, *, series: str = "", date: str = TODAY, **more: str) -> Dataset:
+    made = make_instance(study=study, series=series, number=number)
+    made.StudyDate = date
+    for keyword, value in more.items():
+        setattr(made, keyword, value)
+    return made
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as one:
+        yield one
+
+
+WAYS = pytest.mark.parametrize(("kind", "retrieve"), [("dicom", "c-get"), ("dicomweb", "wado-rs")])
+
+
+@WAYS
+def test_a_new_study_of_orthanc_is_seen_grows_is_fetched_whole_and_its_loss_is_told(
+    archive: Orthanc, tmp_path: Path, kind: str, retrieve: str
+) -> None:
+    study, series = new_uid(), new_uid()
+    source = archive.source(name=f"by-{kind}", kind=kind, retrieve=retrieve)
+    first, second = image(study, 1, series=series), image(study, 2)
+    archive.take(first, tmp_path)
+    look = polled(source)
+    assert look.is_whole
+    row = ForeignStudy.objects.get(source=source.name, study_instance_uid=study)
+    assert (row.instance_count, row.study_date, row.untold) == (1, TODAY, True)
+    assert row.described["patient"]["patient_name"] == "Выдумкин^Пример"
+    assert row.described["modalities"] == ["CT"]
+
+    job = job_for(source, study)
+    pacs = pacs_of(source, at_once)
+    assert fetch(job, source, pacs) == "done"
+    assert registry.store().received_of_study(study) == {first.SOPInstanceUID}
+
+    archive.take(second, tmp_path)
+    polled(source, sweep=False)
+    row.refresh_from_db()
+    job.refresh_from_db()
+    assert (row.instance_count, job.status) == (2, "waiting"), "a study that grew is fetched again"
+    assert fetch(job, source, pacs) == "done"
+    job.refresh_from_db()
+    assert (job.expected, job.held, job.missing_count, job.unlisted_count) == (2, 2, 0, 0)
+    pacs.close()
+
+    archive.forget(study)
+    polled(source)
+    row.refresh_from_db()
+    assert row.gone_at is None, "once may be a hiccup"
+    polled(source)
+    row.refresh_from_db()
+    assert row.gone_at == NOW
+
+
+def test_dcmqrscp_is_polled_and_gives_its_images_by_c_get(tmp_path: Path) -> None:
+    study = new_uid()
+    with dcmqrscp(tmp_path / "pacs", {}) as port:
+        send_to(port, "OLDPACS", [image(study, 1), image(study, 2)], tmp_path / "files")
+        source = ForeignSource(name="old", ae_title="OLDPACS", host="127.0.0.1", port=port, retrieve="c-get")
+        look = polled(source)
+        assert set(look.studies) == {study}
+        pacs = pacs_of(source, at_once)
+        job = job_for(source, study)
+        assert fetch(job, source, pacs) == "done"
+        pacs.close()
+        job.refresh_from_db()
+        assert (job.expected, job.held) == (2, 2)
+
+
+def quirky_source(port: int, **changes: object) -> ForeignSource:
+    return ForeignSource.model_validate(
+        {"name": "quirky", "ae_title": "QUIRKY", "host": "127.0.0.1", "port": port, **changes}
+    )
+
+
+def listed(uid: str, date: str = TODAY, time: str = "120000", **more: object) -> Dataset:
+    answer = Dataset()
+    answer.QueryRetrieveLevel = "STUDY"
+    answer.StudyInstanceUID, answer.StudyDate, answer.StudyTime, answer.PatientID = uid, date, time, "Q-1"
+    for keyword, value in more.items():
+        setattr(answer, keyword, value)
+    return answer
+
+
+def matching(query: Dataset, studies: list[Dataset]) -> list[Dataset]:
+    """By dates and times, as a PACS does."""
+    first, _, last = str(query.get("StudyDate", "")).partition("-")
+    begin, _, end = str(query.get("StudyTime", "") or "").partition("-")
+    return [
+        one
+        for one in studies
+        if first <= one.StudyDate <= (last or first) and (not begin or begin <= one.StudyTime <= (end or begin))
+    ]
+
+
+def test_answers_that_a_pacs_caps_without_a_word_are_all_found() -> None:
+    studies = [listed(new_uid(), time=f"12{second // 60:02}{second % 60:02}") for second in range(230)]
+    with quirky(lambda query: matching(query, studies)[:50]) as (port, asked):
+        look = polled(quirky_source(port, answers_at_most=50))
+    assert len(look.studies) == 230
+    assert look.is_whole
+    assert polling.CAPPED in look.quirks
+    assert len(asked) < 60
+
+
+def test_more_studies_within_a_second_than_are_answered_are_told_of() -> None:
+    studies = [listed(new_uid()) for _ in range(60)]
+    with quirky(lambda query: matching(query, studies)[:50]) as (port, _):
+        look = polled(quirky_source(port, answers_at_most=50))
+    assert not look.is_whole
+    assert len(look.studies) == 50
+
+
+def test_a_pacs_that_refuses_ranges_is_asked_day_by_day_and_from_then_on_at_once() -> None:
+    studies = [listed(new_uid(), date=day) for day in (TODAY, "20261118")]
+
+    def judge(query: Dataset) -> list[Dataset] | int:
+        return 0xA900 if "-" in str(query.get("StudyDate", "")) else matching(query, studies)
+
+    with quirky(judge) as (port, asked):
+        look = polled(quirky_source(port))
+        assert len(look.studies) == 2
+        assert polling.NO_RANGES in look.quirks
+        actions.record_poll(quirky_source(port), now=NOW, due=NOW, swept=True, quirks=look.quirks)
+        before = len(asked)
+        polled(quirky_source(port))
+        assert not any("-" in str(query.get("StudyDate", "")) for query in asked[before:])
+
+
+def test_a_pacs_without_counts_that_ignores_dates_answers_twice_and_names_nothing_is_borne() -> None:
+    uid, old = new_uid(), new_uid()
+    nameless = listed("1.2.3")
+    del nameless.StudyInstanceUID
+
+    def judge(query: Dataset) -> list[Dataset] | int:
+        if query.QueryRetrieveLevel != "STUDY":
+            return 0xA900
+        return [listed(uid), listed(uid), listed(old, date="20200101"), nameless]
+
+    with quirky(judge) as (port, _):
+        look = polled(quirky_source(port))
+    assert set(look.studies) == {uid}
+    assert look.quirks == {
+        polling.NO_COUNTS,
+        polling.NO_SERIES,
+        polling.IGNORES_DATES,
+        polling.TWICE,
+        polling.NAMELESS,
+    }
+    assert ForeignStudy.objects.get(study_instance_uid=uid).instance_count is None
+
+
+def test_names_in_the_character_set_that_is_assumed_of_a_pacs_are_read() -> None:
+    silent = listed(new_uid())
+    silent.add_new("PatientName", "PN", "Ёжиков^Пётр".encode("iso8859_5"))
+    with quirky(lambda query: [silent]) as (port, _):
+        look = polled(quirky_source(port, character_set="ISO_IR 144"))
+    (found,) = look.studies.values()
+    assert found.patient.patient_name == "Ёжиков^Пётр"
+
+
+def test_rules_fetch_new_studies_now_at_night_or_not_at_all() -> None:
+    now, night, never = listed(new_uid()), listed(new_uid()), listed(new_uid())
+    now.ModalitiesInStudy, night.ModalitiesInStudy, never.ModalitiesInStudy = "CT", "MG", "US"
+    rules = [
+        ImportRule(modalities=["CT"], when="now"),
+        ImportRule(modalities=["MG"], when="night"),
+        ImportRule(when="catalogue"),
+    ]
+    with quirky(lambda query: [now, night, never]) as (port, _):
+        polled(quirky_source(port, rules=[rule.model_dump() for rule in rules]))
+    jobs = {job.study_instance_uid: job.at_night for job in Retrieval.objects.all()}
+    assert jobs == {now.StudyInstanceUID: False, night.StudyInstanceUID: True}
+    assert not ForeignStudy.objects.get(study_instance_uid=never.StudyInstanceUID).may_fetch
+
+
+def test_a_pacs_that_is_away_is_an_error_with_a_name() -> None:
+    with pytest.raises(RegisError) as caught:
+        polled(quirky_source(9))
+    assert caught.value.code == "connection-failed"
+
+
+def test_no_more_is_asked_in_any_minute_than_is_allowed() -> None:
+    time = [0.0]
+
+    def sleep(seconds: float) -> None:
+        time[0] += seconds
+
+    pace = Pace(20, clock=lambda: time[0], sleep=sleep)
+    moments = []
+    for _ in range(100):
+        pace()
+        moments.append(time[0])
+        time[0] += 0.5
+    assert all(later - earlier >= 60 for earlier, later in zip(moments, moments[20:], strict=False))
+
+
+def test_hours_go_over_midnight() -> None:
+    night = ["20:00-06:00", "12:00-13:00"]
+    moments = {"05:59": True, "06:00": False, "12:30": True, "19:59": False, "20:00": True, "00:00": True}
+    day = datetime(2026, 11, 20, tzinfo=UTC)
+    for text, expected in moments.items():
+        hour, minute = map(int, text.split(":"))
+        assert is_within(night, day + timedelta(hours=hour, minutes=minute)) is expected
+    assert is_within([], day)
