@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -62,8 +63,11 @@ def ensure_authority(folder: Path) -> Path:
     return folder / "ca.pem"
 
 
-def ensure_certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Certificate and key of a server on this machine, signed by the authority in `folder`."""
+def ensure_certificate(folder: Path, name: str, addresses: Sequence[str] = ()) -> tuple[Path, Path]:
+    """Certificate and key of a server on this machine, signed by the authority in `folder`.
+
+    `addresses` are IPv4 addresses that it is reached by besides 127.0.0.1.
+    """
     certificate_file, key_file = folder / f"{name}.pem", folder / f"{name}.key"
     if not (_still_good(certificate_file) and key_file.exists()):
         authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
@@ -72,10 +76,10 @@ def ensure_certificate(folder: Path, name: str) -> tuple[Path, Path]:
             raise TypeError(f"{folder / 'ca.key'} holds another kind of key than Regis makes")
         key = ec.generate_private_key(ec.SECP256R1())
         usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-        addresses = [
+        names = [
             x509.DNSName("localhost"),
             x509.DNSName(name),
-            x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
+            *(x509.IPAddress(ipaddress.IPv4Address(address)) for address in ("127.0.0.1", *addresses)),
         ]
         certificate = (
             x509.CertificateBuilder()
@@ -88,7 +92,7 @@ def ensure_certificate(folder: Path, name: str) -> tuple[Path, Path]:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
             )

@@ -80,12 +80,14 @@ class Part:
     environment: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    before: list[str] = field(default_factory=list)
+    """What the command is run by: `nsenter …` for another network."""
 
     def start(self) -> None:
         """Start it in the background."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                [*self.before, sys.executable, *self.arguments],
                 cwd=ROOT,
                 env=_environment(self.environment),
                 stdin=subprocess.DEVNULL,
