@@ -5,27 +5,29 @@ import secrets
 import time
 from datetime import timedelta
 
+import structlog
 from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
 
 from gateway.envelope import (
     SCHEMA_VERSION,
-    CommandBody,
-    Directory,
     JoinAnswer,
     JoinRequest,
     NodeStatus,
-    Peer,
     RawCommand,
 )
 from ris_central.audit.actions import record
-from ris_central.federation.keys import token_keys
+from ris_central.federation import configurations, directories, queries, trust
+from ris_central.federation.directories import directory_of as directory_of
+from ris_central.federation.directories import send_command as send_command
 from ris_central.federation.listeners import node_joined
 from ris_central.federation.models import Command, JoinCode, Node
 from ris_central.organizations.models import Site
 from standards.errors import ConflictError, PermanentError
 from standards.tokens import public_key_from_text
+
+log = structlog.get_logger(__name__)
 
 CODE_HOURS = 24
 COMMANDS_AT_ONCE = 100
@@ -97,14 +99,22 @@ def join(request: JoinRequest) -> JoinAnswer:
     code.used_at = code.used_at or timezone.now()
     code.used_by_key = request.public_key
     code.save(update_fields=["used_at", "used_by_key"])
+    if node.public_key != request.public_key:
+        trust.replace_key(node)
     for name in ("ae_title", "public_key", "url", "browser_url", "host", "dicom_port"):
         setattr(node, name, getattr(request, name))
-    node.joined_at, node.revoked_at = timezone.now(), None
+    node.joined_at, node.revoked_at, node.understands = timezone.now(), None, request.understands
     node.save()
     record("node.joined", actor=node.name, entity=node, detail={"ae_title": node.ae_title, "url": node.url})
-    broadcast_directory()
+    directories.broadcast()
+    begin(node)
+    return JoinAnswer(name=node.name, directory=directories.directory_of(node))
+
+
+def begin(node: Node) -> None:
+    """Send a node all it must begin with: its configuration, and what higher apps have for it."""
+    configurations.push(node)
     node_joined(node)
-    return JoinAnswer(name=node.name, directory=directory_of(node))
 
 
 @transaction.atomic
@@ -113,52 +123,28 @@ def revoke(node: Node, *, request: HttpRequest | None = None) -> None:
     Node.objects.filter(pk=node.pk).update(revoked_at=timezone.now())
     JoinCode.objects.filter(node=node, used_at=None).delete()
     record("node.revoked", request=request, actor=None if request else "centre", entity=node)
-    broadcast_directory()
-
-
-def directory_of(node: Node) -> Directory:
-    """The trust list as this node is to know it. Clinics mirror to every archive."""
-    trusted = list(Node.objects.filter(joined_at__isnull=False, revoked_at=None).order_by("name"))
-    mirrors = node.kind in (Node.Kind.CLINIC, Node.Kind.GATEWAY)
-    return Directory(
-        peers=[
-            Peer.model_validate(
-                {
-                    "name": peer.name,
-                    "kind": peer.kind,
-                    "ae_title": peer.ae_title,
-                    "url": peer.url,
-                    "public_key": peer.public_key,
-                }
-            )
-            for peer in trusted
-        ],
-        token_keys=token_keys(),
-        mirror_to=[peer.name for peer in trusted if mirrors and peer.kind == Node.Kind.ARCHIVE],
-        site_name=node.site.name,
-        time_zone=node.site.time_zone,
-    )
-
-
-def broadcast_directory() -> None:
-    """Send every trusted node the directory as it is now."""
-    for node in Node.objects.filter(joined_at__isnull=False, revoked_at=None).select_related("site"):
-        send_command(node, directory_of(node))
-
-
-def send_command(node: Node, body: CommandBody) -> Command:
-    """Put a command on the node's outbox, in the caller's transaction; the node has it as soon as that commits."""
-    return Command.objects.create(node=node, type=body.type, body=body.model_dump(mode="json"))
+    directories.broadcast()
 
 
 @transaction.atomic
 def take_commands(node_id: int, after: int) -> list[RawCommand]:
     """The commands after ``after`` that wait for a node, numbered now where they were not. ``after`` is applied.
 
-    Numbers come from the clock where it is ahead, so that they rise even over a restore of this database.
+    Numbers come from the clock where it is ahead, so that they rise even over a restore of this database. A command
+    that the node does not understand yet waits here, without a number, until it tells that it does.
+
+    Raises: PermanentError("node-revoked").
     """
-    node = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=node_id)
-    fresh = list(Command.objects.filter(node=node, seq=None).order_by("pk")[:COMMANDS_AT_ONCE])
+    node = Node.objects.select_for_update(no_key=True, of=("self",)).select_related("site").get(pk=node_id)
+    if node.revoked_at is not None:
+        raise PermanentError("node-revoked", f"{node.name} is no longer trusted")
+    if after > node.last_command_seq:
+        _make_whole(node, after)
+    unnumbered = Command.objects.filter(node=node, seq=None)
+    understood = queries.understood_by(node)
+    if understood is not None:
+        unnumbered = unnumbered.filter(type__in=understood)
+    fresh = list(unnumbered.order_by("pk")[:COMMANDS_AT_ONCE])
     for command in fresh:
         node.last_command_seq = max(node.last_command_seq + 1, after + 1, time.time_ns() // 1_000_000)
         command.seq = node.last_command_seq
@@ -174,6 +160,27 @@ def take_commands(node_id: int, after: int) -> list[RawCommand]:
     ]
 
 
+def _make_whole(node: Node, after: int) -> None:
+    """The node applied commands that this database never gave: it is a backup's. Say everything that holds again.
+
+    What was sent since the backup and cannot be derived (a request to send a study first) is gone with who asked it.
+    """
+    log.warning("centre-was-restored", node=node.name, applied=after, known=node.last_command_seq)
+    node.last_command_seq, node.restored_at = after, timezone.now()
+    node.save(update_fields=["last_command_seq", "restored_at"])
+    Command.objects.filter(node=node, seq=None, type__in=["directory", "configuration", "devices", "roster"]).delete()
+    directories.send_command(node, directories.directory_of(node))
+    begin(node)
+    record("node.told-again", actor="centre", entity=node, detail={"applied": after})
+
+
 def record_status(node: Node, status: NodeStatus) -> None:
-    """Keep the latest heartbeat of a node."""
-    Node.objects.filter(pk=node.pk).update(last_seen_at=timezone.now(), status=status.model_dump(mode="json"))
+    """Keep the latest heartbeat of a node, and how far its clock is from ours."""
+    now = timezone.now()
+    Node.objects.filter(pk=node.pk).update(
+        last_seen_at=now,
+        status=status.model_dump(mode="json"),
+        understands=status.understands,
+        clock_skew_seconds=trust.skew(status.clock, now),
+        clock_heard_at=now,
+    )

@@ -11,9 +11,9 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 from pydantic import BaseModel, ValidationError
 
-from gateway.envelope import JoinRequest, NodeStatus, RawEventBatch, problem
+from gateway.envelope import JoinRequest, KeyChange, NodeStatus, RawEventBatch, problem
 from ris_central.audit.actions import address_of
-from ris_central.federation import actions, intake, permissions, queries
+from ris_central.federation import actions, intake, permissions, queries, trust
 from ris_central.federation.models import Node
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError, TransientError
@@ -32,6 +32,7 @@ _STATUS: Final = {
     "join-code-expired": 410,
     "join-kind-mismatch": 409,
     "key-taken": 409,
+    "key-superseded": 409,
     "epoch-superseded": 409,
     "epoch-forked": 409,
     "body-damaged": 409,
@@ -98,6 +99,17 @@ def join(request: HttpRequest) -> HttpResponse:
         return _answer(actions.join(_parse(JoinRequest, _body(request))))
     except RegisError as error:
         return _refuse(request, error)
+
+
+@csrf_exempt
+@require_POST
+def keys(request: HttpRequest) -> HttpResponse:
+    """Take a node's new key. The statement is signed by both keys, so the request itself is not."""
+    try:
+        trust.change_key(_parse(KeyChange, _body(request)))
+    except RegisError as error:
+        return _refuse(request, error)
+    return JsonResponse({})
 
 
 @csrf_exempt

@@ -15,4 +15,9 @@ class FederationConfig(AppConfig):
 
     def ready(self) -> None:
         """Keep the progress of mirrors (the module needs the models, which are loaded only now)."""
-        on_event("delivery.progress", import_module("ris_central.federation.intake").keep_progress)
+        intake = import_module("ris_central.federation.intake")
+        on_event("delivery.progress", intake.keep_progress)
+        on_event("audit.sealed", intake.keep_audit)
+        configurations = import_module("ris_central.federation.configurations")
+        sites = import_module("ris_central.organizations.listeners")
+        sites.on_storage_model_changed(configurations.follow_storage_model)

@@ -1,16 +1,32 @@
 """Events up: each is taken into the inbox once, in the order of its node, and applied in the same transaction."""
 
+import hashlib
+import json
+
 import structlog
 from django.db import DatabaseError, InterfaceError, transaction
 from django.utils import timezone
 from pydantic import ValidationError
 
-from gateway.envelope import ACCEPTED_VERSIONS, SCHEMA_VERSION, DeliveryProgress, Event, EventAnswer, RawEvent
+from gateway.envelope import (
+    ACCEPTED_VERSIONS,
+    SCHEMA_VERSION,
+    AuditSealed,
+    DeliveryProgress,
+    Event,
+    EventAnswer,
+    RawEvent,
+)
 from ris_central.federation.listeners import listeners_of
-from ris_central.federation.models import DeliveryState, InboxEvent, Node
+from ris_central.federation.models import DeliveryState, InboxEvent, Node, NodeAuditRow
 from standards.errors import PermanentError, TransientError
 
 log = structlog.get_logger(__name__)
+
+NOT_UNDERSTOOD = "event-not-understood"
+VOCABULARY = hashlib.sha256(json.dumps(Event.model_json_schema(), sort_keys=True).encode()).hexdigest()[:16]
+"""Changes whenever this program understands other events than the one before."""
+AT_ONCE = 200
 
 
 def take(node: Node, events: list[RawEvent]) -> EventAnswer:
@@ -70,6 +86,7 @@ def _take_one(node: Node, raw: RawEvent) -> bool:
         body=raw.body,
         error=_apply(locked, raw),
     )
+    row.tried_with = VOCABULARY if row.error.startswith(NOT_UNDERSTOOD) else ""
     row.save(force_insert=True)
     Node.objects.filter(pk=locked.pk).update(cursor=raw.seq, last_seen_at=timezone.now())
     return True
@@ -84,7 +101,7 @@ def _apply(node: Node, raw: RawEvent) -> str:
         event = Event.model_validate(raw.model_dump())
     except ValidationError as error:
         log.error("event-not-understood", node=node.name, seq=raw.seq, type=raw.body.get("type"))
-        return f"event-not-understood: {error.error_count()} faults, first at {error.errors()[0]['loc']}"
+        return f"{NOT_UNDERSTOOD}: {error.error_count()} faults, first at {error.errors()[0]['loc']}"
     try:
         with transaction.atomic():
             for listener in listeners_of(event.body.type):
@@ -128,8 +145,40 @@ def apply_again(row: InboxEvent) -> str:
         }
     )
     locked.error = _apply(locked.node, raw)
-    locked.save(update_fields=["error"])
+    locked.tried_with = VOCABULARY if locked.error.startswith(NOT_UNDERSTOOD) else ""
+    locked.save(update_fields=["error", "tried_with"])
     return locked.error
+
+
+def apply_what_is_understood_now() -> int:
+    """Try the events again that were not understood by another version of this program; how many were applied."""
+    rows = InboxEvent.objects.filter(error__startswith=NOT_UNDERSTOOD).exclude(tried_with=VOCABULARY).order_by("pk")
+    return sum(apply_again(row) == "" for row in rows[:AT_ONCE])
+
+
+def keep_audit(node: Node, event: Event) -> None:
+    """Keep rows of a node's audit trail, and whether they follow each other as the node chained them (a listener)."""
+    if not isinstance(event.body, AuditSealed):
+        raise PermanentError("unexpected-event", event.body.type)
+    for row in event.body.rows:
+        before = NodeAuditRow.objects.filter(node=node, sequence=row.sequence - 1, hash=row.previous_hash)
+        whole = row.hash == row.digest() and (row.sequence == 1 or before.exists())
+        NodeAuditRow.objects.get_or_create(
+            node=node,
+            sequence=row.sequence,
+            hash=row.hash[:64],
+            defaults={
+                "occurred_at": row.occurred_at,
+                "actor": row.actor[:150],
+                "action": row.action[:64],
+                "outcome": row.outcome[:16],
+                "entity": row.entity[:255],
+                "address": row.address[:64],
+                "detail": row.detail,
+                "previous_hash": row.previous_hash[:64],
+                "whole": whole,
+            },
+        )
 
 
 def keep_progress(node: Node, event: Event) -> None:

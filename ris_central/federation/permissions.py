@@ -1,7 +1,7 @@
 """Which node speaks: its signature, its standing, and a trace of every refusal."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -9,10 +9,10 @@ from django.utils import timezone
 
 from ris_central.audit.actions import record
 from ris_central.audit.models import AuditEvent
+from ris_central.federation import trust
 from ris_central.federation.models import Node
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError
-from standards.tokens import public_key_from_text
 
 REFUSAL_ONCE = timedelta(minutes=10)
 
@@ -25,18 +25,44 @@ def node_of(method: str, path_with_query: str, headers: Mapping[str, str]) -> No
     """
     found: list[Node] = []
 
-    def key_of(name: str) -> Ed25519PublicKey | None:
+    def keys_of(name: str) -> list[Ed25519PublicKey] | None:
         node = Node.objects.filter(name=name, joined_at__isnull=False).select_related("site").first()
         if node is None:
             return None
         found.append(node)
-        return public_key_from_text(node.public_key)
+        return trust.keys_of(node)
 
-    http_signatures.verify(method, path_with_query, headers, key_of, time.time())
+    now = time.time()
+    try:
+        http_signatures.verify(method, path_with_query, headers, keys_of, now)
+    except PermanentError as error:
+        if error.code == "signature-expired":
+            _note_clock(method, path_with_query, headers, keys_of, now)
+        raise
     node = found[0]
     if node.revoked_at is not None:
         raise PermanentError("node-revoked", f"{node.name} is no longer trusted")
     return node
+
+
+def _note_clock(
+    method: str,
+    path_with_query: str,
+    headers: Mapping[str, str],
+    keys_of: Callable[[str], list[Ed25519PublicKey] | None],
+    now: float,
+) -> None:
+    """A node that signs by a wrong clock is refused, but people are told: its signature says how wrong it is."""
+    made = http_signatures.created_at(headers)
+    if made is None:
+        return
+    try:
+        name = http_signatures.verify(method, path_with_query, headers, keys_of, float(made))
+    except PermanentError:
+        return  # somebody else's, and no word of the node's
+    Node.objects.filter(name=name).update(
+        clock_skew_seconds=trust.bounded(round(made - now)), clock_heard_at=timezone.now()
+    )
 
 
 def record_refusal(error: RegisError, path: str, address: str) -> None:

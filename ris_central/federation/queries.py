@@ -62,8 +62,23 @@ def cursor_of(node: Node, epoch: str) -> EventAnswer:
     return EventAnswer(epoch=epoch, cursor=highest or 0)
 
 
+FIRST_COMMANDS = frozenset({"directory", "schedule", "devices", "study.send", "roster"})
+"""What nodes understand that do not say what they understand."""
+
+
+def understood_by(node: Node) -> frozenset[str] | None:
+    """The types of commands that the node understands; None when nobody asked it."""
+    if node.understands is None:
+        return None
+    return frozenset(node.understands) or FIRST_COMMANDS
+
+
 def with_news(node_ids: list[int]) -> list[int]:
-    """Those of the nodes for which commands came that were not numbered yet."""
-    return list(
-        Command.objects.filter(node_id__in=node_ids, seq=None).order_by().values_list("node_id", flat=True).distinct()
+    """Those of the nodes for which commands came that they understand and that were not numbered yet."""
+    waiting = (
+        Command.objects.filter(node_id__in=node_ids, seq=None)
+        .order_by()
+        .values_list("node_id", "type", "node__understands")
+        .distinct()
     )
+    return sorted({pk for pk, kind, told in waiting if told is None or kind in (frozenset(told) or FIRST_COMMANDS)})

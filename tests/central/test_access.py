@@ -26,7 +26,7 @@ LETTERS = {
 EVERYBODY = "".join(LETTERS)
 STUDIES = "REGCA"
 OPEN = {"login", "logout", "set_language", "healthz", "metrics", "api-schema"}
-NODES_ONLY = {"federation-join", "federation-events", "federation-status", "federation-holdings"}
+NODES_ONLY = {"federation-join", "federation-keys", "federation-events", "federation-status", "federation-holdings"}
 PERMITTED = {
     EVERYBODY: ["api-me", "api-sites-list", "api-sites-detail", "password_change", "home", "worklist"],
     STUDIES: [

@@ -163,8 +163,12 @@ def test_numbers_rise_over_a_restore_of_the_centre(site: Site) -> None:
     node = joined(site, "clinic")
     after = actions.take_commands(node.pk, 0)[-1].seq + 3
     actions.send_command(node, SendStudy(study_instance_uid="1.1"))
-    (command,) = actions.take_commands(node.pk, after)
-    assert command.seq > after
+    told = actions.take_commands(node.pk, after)
+    assert min(command.seq for command in told) > after
+    assert [command.body["type"] for command in told] == ["study.send", "directory", "devices", "roster", "schedule"]
+    node.refresh_from_db()
+    assert node.restored_at is not None
+    assert actions.take_commands(node.pk, told[-1].seq) == []
 
 
 def test_people_see_the_nodes_of_their_sites(site: Site) -> None:
