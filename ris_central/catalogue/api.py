@@ -88,15 +88,32 @@ class StudyDetailSerializer(StudySerializer):
 
     series = SeriesSerializer(many=True, read_only=True)
     holders = serializers.SerializerMethodField()
+    foreign = serializers.SerializerMethodField()
 
     class Meta(StudySerializer.Meta):
-        fields = (*StudySerializer.Meta.fields, "series", "holders")  # type: ignore[assignment]
+        fields = (*StudySerializer.Meta.fields, "series", "holders", "foreign")  # type: ignore[assignment]
 
     def get_holders(self, study: Study) -> list[dict[str, Any]]:
         """Nodes that hold images of the study now."""
         return [
             {"node": entry["node"].name, "kind": entry["node"].kind, "held": entry["held"]}
             for entry in queries.holders(study)
+        ]
+
+    def get_foreign(self, study: Study) -> list[dict[str, Any]]:
+        """PACS outside the region that list the study, and how its images are fetched from them."""
+        return [
+            {
+                "node": one.node.name,
+                "source": one.source,
+                "series": one.series_count,
+                "instances": one.instance_count,
+                "gone_at": one.gone_at,
+                "fetching": one.fetching,
+                "missing": one.missing_count,
+                "last_error": one.last_error,
+            }
+            for one in study.foreign_holdings.select_related("node").order_by("source")
         ]
 
 

@@ -243,3 +243,54 @@ class Difference(models.Model):
             )
         ]
         indexes = [models.Index(fields=["node", "mended_at"], name="differences_of_node")]
+
+
+class ForeignPacs(models.Model):
+    """A PACS outside the region that a node looks over, and how it answers."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="foreign_pacs")
+    source = models.CharField(max_length=64)
+    polled_at = models.DateTimeField(null=True)
+    failing_since = models.DateTimeField(null=True)
+    last_error = models.CharField(max_length=255, blank=True)
+    studies = models.PositiveIntegerField(default=0)
+    quirks = models.JSONField(default=list)
+    retired = models.BooleanField(default=False)
+    told_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["node", "source"], name="foreign_pacs_once")]
+
+
+class ForeignHolding(models.Model):
+    """A PACS outside the region lists this study, and a node can fetch it. It proves nothing and counts no instances.
+
+    ``expected`` to ``last_error``: how the node's fetching goes (``envelope.ForeignRetrieval``).
+    """
+
+    class Fetching(models.TextChoices):
+        WAITING = "waiting", _("being fetched")
+        DONE = "done", _("fetched")
+        FAILED = "failed", _("could not be fetched")
+
+    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="foreign_holdings")
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    source = models.CharField(max_length=64)
+    series_count = models.PositiveIntegerField(null=True)
+    instance_count = models.PositiveIntegerField(null=True)
+    may_fetch = models.BooleanField(default=True)
+    seen_at = models.DateTimeField()
+    gone_at = models.DateTimeField(null=True)
+    asked_at = models.DateTimeField(null=True)
+    fetching = models.CharField(max_length=8, choices=Fetching, blank=True)
+    expected = models.PositiveIntegerField(null=True)
+    held = models.PositiveIntegerField(default=0)
+    missing_count = models.PositiveIntegerField(default=0)
+    missing = models.JSONField(default=list)
+    unlisted_count = models.PositiveIntegerField(default=0)
+    attempts = models.PositiveIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(null=True)
+    last_error = models.CharField(max_length=255, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["study", "node", "source"], name="foreign_holding_once")]

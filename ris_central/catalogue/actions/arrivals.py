@@ -8,6 +8,7 @@ from django.utils import timezone
 from gateway.envelope import (
     DeliveryProgress,
     Event,
+    ForeignStudySeen,
     InstanceConflicted,
     SeriesChanged,
     SeriesReleased,
@@ -59,7 +60,7 @@ def take_series_changed(node: Node, event: Event) -> None:
             return
         _apply(study, node, body, event.occurred_at)
     else:
-        study = _study_of_clinic(node, body, event.occurred_at)
+        study = study_of_clinic(node, body, event.occurred_at)
         _apply(study, node, body, event.occurred_at)
         _apply_parked(study)
     _finish(study)
@@ -70,7 +71,7 @@ def adopt_parked(parked: ParkedEvent) -> None:
     """Take in a study that was sent to the archive directly: no clinic announced it, so it is the archive's own."""
     lock_study(parked.study_instance_uid)
     body = SeriesChanged.model_validate(parked.body)
-    study = known_study(parked.study_instance_uid, parked.patient_id) or _study_of_clinic(
+    study = known_study(parked.study_instance_uid, parked.patient_id) or study_of_clinic(
         parked.node, body, parked.occurred_at
     )
     _apply_parked(study)
@@ -144,7 +145,8 @@ def take_instance_conflicted(node: Node, event: Event) -> None:
     )
 
 
-def _study_of_clinic(node: Node, body: SeriesChanged, occurred_at: datetime) -> Study:
+def study_of_clinic(node: Node, body: SeriesChanged | ForeignStudySeen, occurred_at: datetime) -> Study:
+    """The study that a clinic's node means; made, or moved to the clinic, where need be."""
     site = node.site
     issuer = body.patient.issuer_of_patient_id or site.issuer_of_patient_id
     patient = resolve(body.patient, issuer, site)
@@ -175,7 +177,7 @@ def _study_of_clinic(node: Node, body: SeriesChanged, occurred_at: datetime) -> 
     return study
 
 
-def _adopted_by_archive(node: Node, body: SeriesChanged) -> Study | None:
+def _adopted_by_archive(node: Node, body: SeriesChanged | ForeignStudySeen) -> Study | None:
     """The archive may have been quicker than the clinic's own word; the study then moves to the clinic."""
     if node.kind == Node.Kind.ARCHIVE:
         return None

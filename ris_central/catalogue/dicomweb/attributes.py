@@ -31,7 +31,8 @@ def of_study(study: Study, patient_id: str, series_count: int, root: str) -> Att
         "00080020": element("DA", study.study_date),
         "00080030": element("TM", study.study_time),
         "00080050": element("SH", study.accession_number),
-        "00080056": element("CS", "ONLINE"),
+        # What only a PACS outside the region lists must be fetched from there.
+        "00080056": element("CS", "ONLINE" if study.instances_known else "NEARLINE"),
         "00080061": element("CS", *study.modalities),
         "00080090": element("PN", study.referring_physician_name),
         "00081030": element("LO", study.study_description),
@@ -44,7 +45,7 @@ def of_study(study: Study, patient_id: str, series_count: int, root: str) -> Att
         "0020000D": element("UI", study.study_instance_uid),
         "00200010": element("SH", study.study_id),
         "00201206": element("IS", series_count),
-        "00201208": element("IS", study.instances_known),
+        "00201208": element("IS", study.instances_known or getattr(study, "foreign_count", None)),
     }
 
 

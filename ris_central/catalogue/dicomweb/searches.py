@@ -9,14 +9,14 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponseBase, JsonResponse, QueryDict
 
 from ris_central.accounts.models import User
 from ris_central.catalogue import queries
 from ris_central.catalogue.dicomweb.access import for_people
 from ris_central.catalogue.dicomweb.attributes import of_series, of_study
-from ris_central.catalogue.models import Series, Study
+from ris_central.catalogue.models import ForeignHolding, Series, Study
 from ris_central.patients.models import PatientIdentifier
 from standards.errors import PermanentError
 from standards.person_names import fold, fold_pattern, latin_key
@@ -143,6 +143,12 @@ def root_url() -> str:
     return f"{settings.CONFIG.url.rstrip('/')}/dicom-web"
 
 
+def foreign_count() -> Subquery:
+    """How many instances a PACS outside the region lists of a study."""
+    listed = ForeignHolding.objects.filter(study=OuterRef("pk"), gone_at=None).order_by("pk")
+    return Subquery(listed.values("instance_count")[:1])
+
+
 def found_studies(user: User, parameters: QueryDict) -> list[dict[str, Any]]:
     """The visible studies that match, newest first."""
     offset, limit = window(parameters)
@@ -153,7 +159,9 @@ def found_studies(user: User, parameters: QueryDict) -> list[dict[str, Any]]:
         queries.visible_to(user)
         .filter(conditions(parameters, STUDY_KEYS))
         .select_related("patient")
-        .annotate(series_count=Count("series", distinct=True), shares_id=Exists(same_value))
+        .annotate(
+            series_count=Count("series", distinct=True), shares_id=Exists(same_value), foreign_count=foreign_count()
+        )
         .order_by("-study_date", "-study_time", "-pk")[offset : offset + limit]
     )
     root = root_url()

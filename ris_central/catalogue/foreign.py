@@ -1,0 +1,69 @@
+"""Studies that PACS outside the region list: on the study page, in the worklist, and the button that fetches them."""
+
+from typing import Any
+
+from django.contrib import messages
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_POST
+
+from ris_central.accounts.permissions import Capability, requires
+from ris_central.catalogue import listeners
+from ris_central.catalogue.actions.foreign import ask_for
+from ris_central.catalogue.models import ForeignHolding, ForeignPacs, Study
+from ris_central.catalogue.views import the_user, visible_study, zone_of
+from standards.errors import PermanentError
+
+PANEL_ORDER = 5
+
+
+def listed_by(study: Study) -> QuerySet[ForeignHolding]:
+    """Where else the study is or was listed."""
+    return study.foreign_holdings.select_related("node__site").order_by("gone_at", "source")
+
+
+def states_of(holdings: QuerySet[ForeignHolding]) -> dict[tuple[int, str], ForeignPacs]:
+    """How the PACS of these holdings answer, by node and source."""
+    nodes = {holding.node_id for holding in holdings}
+    return {(row.node_id, row.source): row for row in ForeignPacs.objects.filter(node__in=nodes)}
+
+
+def panel(request: HttpRequest, study: Study) -> dict[str, Any] | None:
+    """The part of the study page that says which PACS outside the region list it, and fetches from them."""
+    holdings = listed_by(study)
+    if not holdings:
+        return None
+    states = states_of(holdings)
+    rows = [{"holding": one, "pacs": states.get((one.node_id, one.source))} for one in holdings]
+    return {"holdings": rows, "zone": zone_of(the_user(request))}
+
+
+@requires(Capability.SEE_STUDIES)
+@require_POST
+def fetch(request: HttpRequest, pk: int, holding: int) -> HttpResponse:
+    """Have the images of a study fetched from the PACS that lists it."""
+    study = visible_study(request, pk)
+    wanted = ForeignHolding.objects.filter(pk=holding, study=study).first()
+    if wanted is None:
+        raise Http404
+    try:
+        ask_for(wanted, request)
+    except PermanentError as error:
+        messages.error(request, error.detail)
+    return redirect("study", pk=study.pk)
+
+
+def _first(field: str) -> Subquery:
+    present = ForeignHolding.objects.filter(study=OuterRef("pk"), gone_at=None).order_by("pk")
+    return Subquery(present.values(field)[:1])
+
+
+def register() -> None:
+    """Called once, when the app is ready."""
+    listeners.add_panel("catalogue/_foreign_panel.html", panel, order=PANEL_ORDER)
+    listeners.add_worklist_column("foreign_source", _first("source"), str)
+    listeners.add_worklist_column("foreign_count", _first("instance_count"), str)
+    present = ForeignHolding.objects.filter(study=OuterRef("pk"), gone_at=None)
+    listeners.add_worklist_filter("elsewhere", _("In another PACS"), Q(Exists(present), instances_known=0))
