@@ -3,7 +3,7 @@
 from django.urls import include, path
 
 from ris_central.accounts.api import ApiRouter
-from ris_central.catalogue import api, viewer, views
+from ris_central.catalogue import api, foreign, viewer, views
 
 router = ApiRouter()
 router.register("studies", api.StudyViewSet, basename="api-studies")
@@ -12,6 +12,9 @@ urlpatterns = [
     path("", views.worklist, name="worklist"),
     path("studies/<int:pk>/", views.study, name="study"),
     path("studies/<int:pk>/proof/", views.study_proof, name="study_proof"),
+    path("studies/<int:pk>/fetch/<int:holding>/", foreign.fetch, name="study_fetch"),
+    path("studies/<int:pk>/opening/", views.study_opening, name="study_opening"),
+    path("studies/<int:pk>/send/", views.study_send, name="study_send"),
     path("studies/<int:pk>/beside/", views.study_opened_beside, name="study_beside"),
     path("dicom-web/", include("ris_central.catalogue.dicomweb.urls")),
     path("viewer/app-config.js", viewer.app_config, name="viewer_config"),

@@ -4,7 +4,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
+from django.contrib import messages
 from django.core.paginator import Paginator
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
@@ -16,8 +18,10 @@ from django.views.decorators.http import require_POST, require_safe
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, can, requires
 from ris_central.audit.actions import record, record_view
-from ris_central.catalogue import listeners, queries
-from ris_central.catalogue.models import Study, StudyConflict
+from ris_central.catalogue import listeners, queries, whereabouts
+from ris_central.catalogue.actions import sending
+from ris_central.catalogue.models import SeriesHolder, Study, StudyConflict
+from ris_central.federation.models import Node
 from ris_central.patients.models import Patient
 from standards.person_names import display
 
@@ -48,6 +52,7 @@ def describe(study: Study) -> dict[str, Any]:
         "study": study,
         "name": display(study.patient.name),
         "progress": round(100 * study.instances_safe / known) if known else 0,
+        "is_elsewhere": not known and bool(getattr(study, "foreign_source", None)),
         "is_safe": bool(known) and study.instances_safe >= known,
         "report": report,
         "report_label": listeners.label_of("report_status", report),
@@ -98,8 +103,11 @@ def study(request: HttpRequest, pk: int) -> HttpResponse:
         extra = panel.context(request, found)
         if extra is not None:
             panels.append(render_to_string(panel.template, {"study": found, **extra}, request))
+    if found.instances_safe < found.instances_known:
+        sending.hurry(found, queries.nearest_nodes(found.pk))
     context = {
         **describe(found),
+        "opening": whereabouts.opening(found),
         "priors": [describe(prior) for prior in queries.priors(user, found)],
         "panels": panels,
         "zone": zone_of(user),
@@ -128,6 +136,43 @@ def study_proof(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @requires(Capability.SEE_STUDIES)
+@require_safe
+def study_opening(request: HttpRequest, pk: int) -> HttpResponse:
+    """The line above the images while they arrive, or who has them while nobody answers; fetched again and again."""
+    found = visible_study(request, pk)
+    return _opening(request, found)
+
+
+@requires(Capability.SEE_STUDIES)
+@require_POST
+def study_send(request: HttpRequest, pk: int) -> HttpResponse:
+    """Ask the nodes that hold the study to send it now, or as soon as they are back."""
+    found = visible_study(request, pk)
+    nodes = Node.objects.filter(
+        Q(pk__in=found.deliveries.values("node"))
+        | Q(pk__in=SeriesHolder.objects.filter(series__study=found, count__gt=0).values("node")),
+        revoked_at=None,
+    )
+    if not sending.send_now(found, nodes, request=request):
+        messages.warning(request, _("Nobody but the archive has images of this study."))
+    if request.headers.get("HX-Request"):
+        return _opening(request, found, is_asked=True)
+    return redirect("study", found.pk)
+
+
+def _opening(request: HttpRequest, found: Study, *, is_asked: bool = False) -> HttpResponse:
+    context = {
+        "study": found,
+        "opening": whereabouts.opening(found),
+        "zone": zone_of(the_user(request)),
+        "is_asked": is_asked,
+    }
+    response = render(request, "catalogue/_opening.html", context)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+@requires(Capability.SEE_STUDIES)
 @require_POST
 def study_opened_beside(request: HttpRequest, pk: int) -> HttpResponse:
     """A prior is opened beside the study: that is a look at the prior and is recorded as one."""
@@ -148,10 +193,12 @@ def visible_study(request: HttpRequest, pk: int) -> Study:
 
 
 def proof(study: Study) -> dict[str, Any]:
-    """Who holds what of the study, how deliveries go, and what conflicted."""
+    """Who holds what of the study with what proof, how deliveries go and why not, and what conflicted or differs."""
+    states = list(study.deliveries.select_related("node").order_by("node__name", "destination"))
     return {
-        "holders": queries.holders(study),
-        "deliveries": study.deliveries.select_related("node").order_by("node__name"),
+        "holders": whereabouts.holder_rows(study),
+        "deliveries": [row for row in whereabouts.delivery_rows(states) if not row.is_done],
         "conflicts": StudyConflict.objects.filter(study_instance_uid=study.study_instance_uid).count(),
+        "differences": study.differences.filter(mended_at=None).select_related("node"),
         "series": study.series.order_by("series_number", "pk"),
     }

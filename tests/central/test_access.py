@@ -31,7 +31,16 @@ PERMITTED = {
     EVERYBODY: ["api-me", "api-sites-list", "api-sites-detail", "password_change", "home", "worklist"],
     STUDIES: [
         *("patients", "patient", "api-patients-list", "api-patients-detail"),
-        *("study", "study_proof", "study_beside", "api-studies-list", "api-studies-detail"),
+        *(
+            "study",
+            "study_proof",
+            "study_beside",
+            "study_opening",
+            "study_send",
+            "study_fetch",
+            "api-studies-list",
+            "api-studies-detail",
+        ),
         *("dicomweb_studies", "dicomweb_series", "dicomweb_study_series", "dicomweb_images"),
         *("viewer_config", "viewer", "viewer_file"),
         *("report_pdf", "api-reports-list", "api-reports-detail", "consult_pdf"),

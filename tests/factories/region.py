@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from gateway.envelope import (
     Event,
+    EventBody,
     InstanceDescription,
     PatientIdentity,
     SeriesChanged,
@@ -145,7 +146,7 @@ class Acquisition:
         return Study.objects.select_related("patient", "site").get(study_instance_uid=self.study.study_instance_uid)
 
 
-def event(body: SeriesChanged | SeriesReleased) -> Event:
+def event(body: EventBody) -> Event:
     """A numbered fact of now."""
     return Event(epoch="e", seq=next(_numbers), occurred_at=datetime.now(UTC), body=body)
 

@@ -65,7 +65,7 @@ def _compare_series(node: Node, question: HoldingsQuestion) -> HoldingsAnswer:
         return HoldingsAnswer(state="events-under-way")
     believed = believed_series(node, question.opened)
     held = {one.key: one for one in question.series}
-    tell = []
+    tell: list[SeriesKey] = []
     for key in sorted(believed.keys() | held.keys()):
         kind = _kind(held.get(key), believed.get(key))
         if kind is not None:
@@ -76,7 +76,7 @@ def _compare_series(node: Node, question: HoldingsQuestion) -> HoldingsAnswer:
     if row is not None:
         row.differing += len(tell)
         row.save(update_fields=["differing"])
-    return HoldingsAnswer(tell=[tuple(key) for key in tell])
+    return HoldingsAnswer(tell=[(key[0], key[1], key[2]) for key in tell])
 
 
 def _kind(held: HeldSeries | None, believed: Believed | None) -> str | None:

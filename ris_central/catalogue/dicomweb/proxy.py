@@ -15,18 +15,16 @@ from weakref import WeakKeyDictionary
 import httpx
 import structlog
 from asgiref.sync import sync_to_async
-from django.core.cache import cache
 from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
 
-from gateway.envelope import SendStudy
 from ris_central.accounts.models import User
 from ris_central.audit.actions import record_view
-from ris_central.catalogue import queries
+from ris_central.catalogue import queries, reach
+from ris_central.catalogue.actions.sending import hurry
 from ris_central.catalogue.archive import tls_context
 from ris_central.catalogue.dicomweb.access import for_people, problem_response
 from ris_central.catalogue.dicomweb.searches import root_url
 from ris_central.catalogue.models import Series, Study
-from ris_central.federation.actions import send_command
 from ris_central.federation.keys import image_token
 from ris_central.federation.models import Node
 from standards.errors import PermanentError, TransientError
@@ -42,6 +40,8 @@ PATH = re.compile(
 _PASSED_ON = ("accept", "accept-encoding", "if-none-match", "range")
 _PASSED_BACK = ("content-type", "content-encoding", "content-length", "etag", "cache-control", "content-range", "vary")
 _TOKEN_MARGIN = 60
+_PATIENCE_SECONDS = 10.0
+"""How long a holder may think before it answers while there is another one to ask."""
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 _tokens: dict[tuple[int, str, str], tuple[str, float]] = {}
 
@@ -55,6 +55,8 @@ class Holder:
     url: str
     unheard_since: str | None
     token: str
+    is_down: bool
+    """It did not answer a moment ago: not asked again, as a frame must not wait for what the last one waited for."""
 
 
 def client() -> httpx.AsyncClient:
@@ -64,7 +66,7 @@ def client() -> httpx.AsyncClient:
         _clients[loop] = httpx.AsyncClient(
             verify=tls_context(),
             trust_env=False,
-            timeout=httpx.Timeout(connect=3.0, read=60.0, write=30.0, pool=30.0),
+            timeout=httpx.Timeout(connect=reach.CONNECT_SECONDS, read=60.0, write=30.0, pool=30.0),
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=40),
         )
     return _clients[loop]
@@ -77,13 +79,14 @@ async def images(request: HttpRequest, user: User, path: str) -> HttpResponseBas
     if found is None:
         raise PermanentError("not-served-here", "There is no such resource in this service.")
     holders = await sync_to_async(holders_for)(request, user, found["study"], found["series"] or "")
-    failed = []
-    for holder in holders:
-        response = await _ask(request, holder, path)
+    failed = [holder for holder in holders if holder.is_down]
+    asked = [holder for holder in holders if not holder.is_down]
+    for holder in asked:
+        response = await _ask(request, holder, path, is_last=holder is asked[-1])
         if response is None:
             failed.append(holder)
             continue
-        if response.status_code == 404 and holder is not holders[-1]:
+        if response.status_code == 404 and (holder is not asked[-1] or failed):
             # The nearest node may still be receiving it; somebody else counts more of it.
             await response.aclose()
             continue
@@ -91,7 +94,7 @@ async def images(request: HttpRequest, user: User, path: str) -> HttpResponseBas
     return _nobody_answers(failed)
 
 
-async def _ask(request: HttpRequest, holder: Holder, path: str) -> httpx.Response | None:
+async def _ask(request: HttpRequest, holder: Holder, path: str, *, is_last: bool) -> httpx.Response | None:
     query = request.META.get("QUERY_STRING", "")
     url = f"{holder.url}/dicom-web/{path}{'?' + query if query else ''}"
     headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
@@ -99,11 +102,13 @@ async def _ask(request: HttpRequest, holder: Holder, path: str) -> httpx.Respons
         headers["accept-encoding"] = "identity"  # addresses inside are rewritten while it streams
     headers["authorization"] = f"Bearer {holder.token}"
     try:
-        response = await client().send(
-            client().build_request(request.method or "GET", url, headers=headers), stream=True
-        )
-    except httpx.HTTPError as error:
+        async with asyncio.timeout(None if is_last else _PATIENCE_SECONDS):
+            response = await client().send(
+                client().build_request(request.method or "GET", url, headers=headers), stream=True
+            )
+    except (httpx.HTTPError, TimeoutError) as error:
         log.warning("holder-unreachable", node=holder.name, error=type(error).__name__)
+        await sync_to_async(reach.note_down)(holder.name)
         return None
     if response.status_code in (401, 403) or response.status_code >= 500:
         log.warning("holder-refused", node=holder.name, status=response.status_code)
@@ -120,6 +125,8 @@ def _streamed(response: httpx.Response, holder: Holder) -> HttpResponseBase:
         if name in response.headers and not (is_json and name == "content-length"):
             answer[name] = response.headers[name]
     answer["X-Regis-Holder"] = holder.name
+    if is_json:
+        answer["Cache-Control"] = "private, no-cache"  # more of it may arrive at any moment
     if response.status_code >= 400:
         answer["Cache-Control"] = "no-store"
     return answer
@@ -180,11 +187,12 @@ def holders_for(request: HttpRequest, user: User, study_uid: str, series_uid: st
     record_view("study.images-viewed", request=request, entity=study, patient_key=study.patient_id)
     nodes = queries.nearest_nodes(study.pk, series_uid)
     if study.instances_safe < study.instances_known:
-        _hurry(study, nodes)
-    return [_holder(node, user, study_uid) for node in nodes]
+        hurry(study, nodes)
+    down = reach.known_down(node.name for node in nodes)
+    return [_holder(node, user, study_uid, is_down=node.name in down) for node in nodes]
 
 
-def _holder(node: Node, user: User, study_uid: str) -> Holder:
+def _holder(node: Node, user: User, study_uid: str, *, is_down: bool) -> Holder:
     seen: Any = node.last_seen_at
     return Holder(
         name=node.name,
@@ -192,6 +200,7 @@ def _holder(node: Node, user: User, study_uid: str) -> Holder:
         url=node.url.rstrip("/"),
         unheard_since=seen.isoformat() if seen else None,
         token=_token(user, study_uid, node.name),
+        is_down=is_down,
     )
 
 
@@ -206,10 +215,3 @@ def _token(user: User, study_uid: str, audience: str) -> str:
         _tokens.clear()
     _tokens[key] = (token, expires.timestamp())
     return token
-
-
-def _hurry(study: Study, nodes: list[Node]) -> None:
-    """Somebody looks at a study that is not all at the archive: have the nodes that hold it deliver it first."""
-    for node in nodes:
-        if node.kind != Node.Kind.ARCHIVE and cache.add(f"catalogue:hurry:{study.pk}:{node.pk}", 1, 60):
-            send_command(node, SendStudy(study_instance_uid=study.study_instance_uid, priority=10))

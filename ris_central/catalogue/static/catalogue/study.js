@@ -31,7 +31,7 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-beside]");
     if (!button) return;
-    const url = new URL(viewer.src, location.href);
+    const url = new URL(viewer.getAttribute("src") || viewer.dataset.src, location.href);
     const shown = new Set(url.searchParams.get("StudyInstanceUIDs").split(","));
     if (shown.has(button.dataset.beside)) return;
     shown.add(button.dataset.beside);
@@ -39,9 +39,56 @@
     fetch(button.dataset.record, { method: "POST", headers: { "X-CSRFToken": Regis.csrf() } }).catch(() => Regis.say("offline"));
   });
 
+  // Images that are still on their way: the viewer opens with the first, and shows what came since when asked. It takes
+  // them in by itself only while nobody works in it.
+  const line = document.getElementById("opening");
+  const state = () => line.querySelector(".opening")?.dataset.state;
+  const openNow = () => Number(line.querySelector(".opening")?.dataset.openNow || 0);
+  let shown = viewer.getAttribute("src") ? openNow() : 0;
+  let used = false, timer = null;
+  window.addEventListener("blur", () => setTimeout(() => { if (document.activeElement === viewer) used = true; }));
+
+  function show() {
+    shown = openNow();
+    viewer.src = viewer.getAttribute("src") || viewer.dataset.src;
+    arrived();
+  }
+  function arrived() {
+    const button = document.getElementById("show-new");
+    if (button) button.hidden = !(shown && openNow() > shown);
+  }
+  async function look() {
+    timer = null;
+    const answer = await fetch(space.dataset.opening, { headers: { "HX-Request": "true" } }).catch(() => null);
+    // What a person asked for is not wiped away by the next look.
+    if (answer && answer.ok && !(line.querySelector(".good") && state() === "away")) line.innerHTML = await answer.text();
+    else if (answer && answer.ok) {
+      const next = document.createElement("div");
+      next.innerHTML = await answer.text();
+      if (next.querySelector(".opening")?.dataset.state !== "away") line.innerHTML = next.innerHTML;
+    }
+    htmx.process(line);
+    if (openNow() && !shown) show();
+    else if (openNow() > shown && state() === "ready" && !used) show();
+    else if (openNow() > shown && state() === "ready") keepButton();
+    arrived();
+    if (state() !== "ready") timer = setTimeout(look, 3000);
+  }
+  function keepButton() {
+    line.innerHTML = `<div class="opening is-arriving" data-state="ready" data-open-now="${openNow()}"><p class="opening-line"><button class="btn btn-sm btn-primary" type="button" id="show-new">${space.dataset.showAll}</button></p></div>`;
+  }
+  line.addEventListener("click", (event) => {
+    if (!event.target.closest("#show-new")) return;
+    used = false;
+    show();
+    if (state() === "ready") line.innerHTML = "";
+  });
+  if (state() !== "ready") timer = setTimeout(look, 1500);
+
   async function refresh() {
     const answer = await fetch(space.dataset.proof, { headers: { "HX-Request": "true" } }).catch(() => null);
-    if (answer && answer.ok) proof.innerHTML = await answer.text();
+    if (answer && answer.ok) { proof.innerHTML = await answer.text(); htmx.process(proof); }
+    if (shown < Number(proof.querySelector("[data-known]")?.dataset.known || 0) && !timer) look();
   }
   Regis.live("/ws/worklist/", (message) => { if (message.studies.includes(Number(space.dataset.study))) refresh(); });
 })();

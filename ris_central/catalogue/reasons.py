@@ -1,0 +1,50 @@
+"""Why images are not where they should be, and what to do: the codes that nodes tell, in words for people."""
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+Text = str | Promise
+
+HELD: dict[str, Text] = {
+    "night": _("waits for the night by rule"),
+    "on-demand": _("stays at the clinic by rule, until somebody asks"),
+    "rate": _("waits for an hour with more bandwidth"),
+    "checkpoint": _("waits for a network in which images may leave"),
+    "held": _("held by a person"),
+}
+_ERRORS: dict[str, tuple[Text, Text]] = {
+    "unreachable": (
+        _("the destination does not answer"),
+        _("It goes on by itself when the line is back. If it stays: check the network between the two."),
+    ),
+    "bad-certificate": (
+        _("the certificate of the destination is not trusted"),
+        _("Check the certificate there and the authorities that this node trusts."),
+    ),
+    "storage-full": (_("the destination has no room left"), _("Free or add storage there; it goes on by itself.")),
+    "signature-expired": (_("the clocks of the two differ too much"), _("Set the clock of the node.")),
+    "unknown-key": (_("the destination does not know this node yet"), _("If it stays: join the node again.")),
+    "unknown-destination": (_("the destination has not joined"), _("Join it, or change the rules.")),
+    "source-damaged": (
+        _("the file at the clinic is damaged"),
+        _("The node mends it from another copy; without one the device must send it again."),
+    ),
+    "instance-gone": (_("the clinic no longer has the file"), _("The device must send it again.")),
+    "digest-mismatch": (
+        _("what arrived is not what was recorded"),
+        _("Try again; if it stays, the clinic's disk is damaged."),
+    ),
+    "receipt-forged": (_("a receipt was not signed by the destination"), _("Check who answers at its address.")),
+    "receipt-mismatch": (_("a receipt was for something else"), _("Check who answers at its address.")),
+    "body-damaged": (_("bytes were damaged on the way"), _("It goes on by itself.")),
+    "instance-invalid": (_("the destination refuses the file"), _("Look at the file at the clinic.")),
+}
+NODE_AWAY: Text = _("the clinic's node is away")
+NODE_AWAY_ADVICE: Text = _("It sends by itself when it is back. Check its power and network.")
+LEFT_BEHIND: Text = _("not sent yet")
+
+
+def reason(error: str) -> tuple[Text, Text]:
+    """What an error (``code`` or ``code: detail``) says and what to do; an unknown one is said as it is."""
+    code = error.partition(":")[0].strip()
+    return _ERRORS.get(code, (error, _("Try again; if it stays, tell the administrator these words.")))
