@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import httpx
+import structlog
 
 from gateway import clock, registry
 from gateway.keys import node_key
@@ -13,9 +16,12 @@ from gateway.models import JoinState
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError, TransientError
 
+log = structlog.get_logger(__name__)
+
+_CONNECTIONS = 64
 _LATER = {401, 403, 404, 408, 425, 429}
 """Refusals that mend themselves as the region's directory spreads or a server comes up, besides all of 5xx."""
-_LATER_CODES = {"body-damaged"}
+_LATER_CODES = {"body-damaged", "not-restored", "chunks-missing"}
 """The same by code: what was damaged on the wire may come through the next time."""
 
 
@@ -31,13 +37,35 @@ def connect(base_url: str, timeout: float = 30.0) -> httpx.Client:
             context.load_verify_locations(facts.tls_ca)
         except (OSError, ssl.SSLError) as error:
             raise PermanentError("tls-authority-unreadable", f"{facts.tls_ca}: {error}") from error
-    return httpx.Client(
-        base_url=base_url,
+    transport = httpx.HTTPTransport(
         verify=context,
-        timeout=httpx.Timeout(timeout, connect=10.0),
         proxy=facts.proxy_url or None,
         trust_env=False,
+        limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=30),
+        socket_options=_socket_options(),
     )
+    return httpx.Client(
+        base_url=base_url, transport=transport, timeout=httpx.Timeout(timeout, connect=10.0), trust_env=False
+    )
+
+
+@cache
+def _socket_options() -> list[tuple[int, int, int | bytes]]:
+    """No waiting for full segments; and BBR where the kernel lets us, which does not take lost packets for a full line.
+
+    Source: tcp(7), TCP_CONGESTION
+    """
+    options: list[tuple[int, int, int | bytes]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if not hasattr(socket, "TCP_CONGESTION"):
+        return options
+    wanted = (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.setsockopt(*wanted)
+        except OSError as error:
+            log.info("no-bbr-here", error=str(error))
+            return options
+    return [*options, wanted]
 
 
 def ask(

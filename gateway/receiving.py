@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import re
 import time
 from collections.abc import Mapping
@@ -12,13 +13,13 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from django.db import transaction
 
-from gateway import clock, registry
+from gateway import clock, encoding, queries, registry, uploads
 from gateway.envelope import Directory, Receipt
 from gateway.keys import keys_of, node_key, sign
 from gateway.models import IssuedReceipt, JoinState
 from standards import http_signatures
 from standards.digests import Digests, digests
-from standards.errors import PermanentError, TransientError
+from standards.errors import PermanentError, RegisError, TransientError
 from standards.uids import validated_uid
 
 log = structlog.get_logger(__name__)
@@ -58,6 +59,13 @@ def promised(query: Mapping[str, str]) -> Digests:
     return Digests(dataset, pixel or None, frames or None)
 
 
+def raw_digest(text: str) -> bytes:
+    """The digest of a chunk, as the sender writes it. Raises: PermanentError("bad-upload")."""
+    if not _SHA256.fullmatch(text):
+        raise PermanentError("bad-upload", "raw is wanted as hexadecimal SHA-256")
+    return bytes.fromhex(text)
+
+
 def receive(
     state: JoinState,
     body: BinaryIO,
@@ -67,47 +75,101 @@ def receive(
     sender: str,
     sop_instance_uid: str,
     ledger: Digests,
+    encoded: str = "",
 ) -> Receipt:
     """Take one instance in; the signed receipt. Nothing is kept unless all digests agree.
 
-    Raises: TransientError "body-cut-short", "body-damaged", "storage-full"; PermanentError "digest-mismatch" and what
-        makes an instance one that can never be stored.
+    Raises: TransientError "body-cut-short", "body-damaged", "not-restored", "storage-full"; PermanentError
+        "digest-mismatch", "body-too-long", "unknown-encoding" and what makes it one that can never be stored.
     """
     sop_instance_uid = validated_uid(sop_instance_uid)
     spool_dir = registry.node().data_dir / "spool"
     spool_dir.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=spool_dir) as spool:
-        _take(body, cast(BinaryIO, spool), length, content_digest)
-        found = digests(spool.name)
+    with NamedTemporaryFile(dir=spool_dir) as file:
+        spool = cast(BinaryIO, file)
+        if encoded:
+            _spool_write(spool, restored(body, length, content_digest, encoded))
+            spool.flush()
+        else:
+            _take(body, spool, length, content_digest)
+        found = digests(file.name)
         if found != ledger:
-            differing = [
-                name for name in ("dataset", "pixels", "frames") if getattr(found, name) != getattr(ledger, name)
-            ]
-            raise PermanentError("digest-mismatch", f"of {', '.join(differing)}")
+            raise _mismatch(found, ledger, encoded)
         spool.seek(0)
-        _, outcome = registry.store().receive(
-            cast(BinaryIO, spool), source=sender, sop_instance_uid=sop_instance_uid, found=found
-        )
+        _, outcome = registry.store().receive(spool, source=sender, sop_instance_uid=sop_instance_uid, found=found)
     return issue_receipt(state, sender, sop_instance_uid, found, outcome)
+
+
+def _mismatch(found: Digests, ledger: Digests, encoded: str) -> RegisError:
+    detail = uploads.differing(found, ledger)
+    if encoded and found.dataset != ledger.dataset:
+        return TransientError("not-restored", detail)  # the sender sends it as it is then, and that decides
+    return PermanentError("digest-mismatch", detail)
+
+
+def restored(body: BinaryIO, length: int, content_digest: bytes, encoded: str) -> bytes:
+    """The stretch of a file that an encoded body stands for. Raises: as ``receive`` does of bodies."""
+    if encoded != encoding.NAME:
+        raise PermanentError("unknown-encoding", encoded[:32])
+    if length > encoding.MOST_RAW + encoding.MOST_RAW // 8:
+        raise PermanentError("body-too-long", f"{length} bytes")
+    whole = io.BytesIO()
+    _take(body, whole, length, content_digest)
+    return encoding.decode(whole.getvalue())
+
+
+def finish(state: JoinState, upload: uploads.Upload, ledger: Digests) -> Receipt:
+    """Take in an instance whose chunks are all there; asked again, the same receipt.
+
+    Raises: as ``Upload.whole`` and ``InstanceStore.receive`` do.
+    """
+    uid, sender = validated_uid(upload.sop_instance_uid), upload.sender
+    if (known := known_receipt(sender, uid, ledger.dataset)) is not None:
+        upload.remove()
+        return known
+    with upload.whole(ledger) as data:
+        _, outcome = registry.store().receive(data, source=sender, sop_instance_uid=uid, found=ledger)
+        receipt = issue_receipt(state, sender, uid, ledger, outcome)
+    return receipt
+
+
+def known_receipt(sender: str, sop_instance_uid: str, dataset_sha256: str) -> Receipt | None:
+    """The receipt of an instance that is held here and was receipted to this sender before."""
+    known = {"sender": sender, "sop_instance_uid": sop_instance_uid, "dataset_sha256": dataset_sha256}
+    issued = IssuedReceipt.objects.filter(**known).first()
+    if issued is None or registry.store().find(sop_instance_uid, dataset_sha256) is None:
+        return None
+    return Receipt.model_validate(issued.receipt)
 
 
 def _take(body: BinaryIO, spool: BinaryIO, length: int, content_digest: bytes) -> None:
     """Copy the body while hashing it. Raises: TransientError "body-cut-short", "body-damaged", "storage-full"."""
     digest, taken = hashlib.sha256(), 0
-    try:
-        while taken < length and (chunk := body.read(min(CHUNK, length - taken))):
-            digest.update(chunk)
-            spool.write(chunk)
-            taken += len(chunk)
-        spool.flush()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TransientError("storage-full", "no room to take the instance in") from error
-        raise TransientError("body-cut-short", str(error)) from error
+    while taken < length and (chunk := _read(body, min(CHUNK, length - taken))):
+        digest.update(chunk)
+        _spool_write(spool, chunk)
+        taken += len(chunk)
     if taken != length:
         raise TransientError("body-cut-short", f"{taken} of {length} bytes came")
     if digest.digest() != content_digest:
         raise TransientError("body-damaged", "the bytes that came are not those that were signed")
+    spool.flush()
+
+
+def _read(body: BinaryIO, count: int) -> bytes:
+    try:
+        return body.read(count)
+    except OSError as error:
+        raise TransientError("body-cut-short", str(error)) from error
+
+
+def _spool_write(spool: BinaryIO, data: bytes) -> None:
+    try:
+        spool.write(data)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TransientError("storage-full", "no room to take the instance in") from error
+        raise
 
 
 def issue_receipt(state: JoinState, sender: str, sop_instance_uid: str, found: Digests, outcome: str) -> Receipt:
@@ -138,10 +200,10 @@ def issue_receipt(state: JoinState, sender: str, sop_instance_uid: str, found: D
 
 
 def clean_spool() -> int:
-    """Remove what a killed process left in the spool a day ago or longer; how many files."""
+    """Remove what a killed process left in the spool a day ago or longer, and uploads that nobody goes on with."""
     limit, removed = time.time() - SPOOL_KEPT_SECONDS, 0
     for path in (registry.node().data_dir / "spool").glob("tmp*"):
         if path.stat().st_mtime < limit:
             path.unlink(missing_ok=True)
             removed += 1
-    return removed
+    return removed + uploads.clean(queries.configuration().mirror.upload_hours)

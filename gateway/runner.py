@@ -4,16 +4,26 @@ import threading
 import time
 from collections.abc import Callable
 
-import httpx
 import structlog
 from django.utils import timezone
 
-from gateway import VERSION, client, commands, deliveries, heartbeat, queries, reconcile, registry, relay
+from gateway import (
+    VERSION,
+    commands,
+    deliveries,
+    heartbeat,
+    ledger,
+    queries,
+    receiving,
+    reconcile,
+    registry,
+    relay,
+)
 from gateway.envelope import NodeStatus
+from gateway.lanes import Connections, Lanes
 from gateway.loops import Loop, join_all, set_on_signal
 from gateway.models import Delivery, JoinState, OutboxEntry
-from gateway.protocols import Proof
-from standards.errors import PermanentError, RegisError, TransientError
+from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
 
@@ -22,84 +32,7 @@ UNJOINED_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
-IN_FLIGHT = 4
 STOP_SECONDS = 10.0
-
-
-class Connections:
-    """One keep-alive client per address, made when first needed. A client may be used by several threads at once."""
-
-    def __init__(self) -> None:
-        self._clients: dict[str, httpx.Client] = {}
-        self._lock = threading.Lock()
-
-    def to(self, url: str) -> httpx.Client:
-        """The client for ``url``. Raises PermanentError as ``client.connect`` does."""
-        with self._lock:
-            if url not in self._clients:
-                self._clients[url] = client.connect(url, registry.node().network_timeout_seconds)
-            return self._clients[url]
-
-    def close(self) -> None:
-        """Close them all."""
-        with self._lock:
-            for one in self._clients.values():
-                one.close()
-            self._clients.clear()
-
-
-class Courier:
-    """Deliveries under way, one a calling thread. A destination that is away pauses as a whole."""
-
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
-        self._lock = threading.Lock()
-        self._busy: set[int] = set()
-        self._idle_until = 0.0
-        self._failures: dict[str, int] = {}
-        self._paused_until: dict[str, float] = {}
-
-    def step(self) -> float:
-        """Carry the delivery whose turn it is; seconds until the next look."""
-        with self._lock:  # two threads must not claim the same one
-            now = time.monotonic()
-            if (idle := self._idle_until - now) > 0:
-                return idle  # another thread has just looked
-            paused = {name for name, until in self._paused_until.items() if until > now}
-            delivery = deliveries.next_waiting(busy=self._busy, paused=paused)
-            state = JoinState.objects.first() if delivery else None
-            if delivery is None or state is None:
-                self._idle_until = now + IDLE_SECONDS
-                return IDLE_SECONDS
-            self._busy.add(delivery.pk)
-        try:
-            self._carry(delivery, state)
-        finally:
-            with self._lock:
-                self._busy.discard(delivery.pk)
-        return 0.0
-
-    def _carry(self, delivery: Delivery, state: JoinState) -> None:
-        try:
-            peer = deliveries.peer_named(state, delivery.destination)
-            receipt = deliveries.deliver(delivery, state, peer, self._connections.to(peer.url))
-        except RegisError as error:
-            deliveries.record_failure(delivery, error)
-            self._note(delivery.destination, failed=isinstance(error, TransientError))
-            log.warning("delivery-failed", delivery=delivery.pk, destination=delivery.destination, error=str(error))
-            return
-        deliveries.record_proof(delivery, Proof("receipt", receipt.model_dump(mode="json")))
-        self._note(delivery.destination, failed=False)
-
-    def _note(self, destination: str, *, failed: bool) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if not failed:
-                self._failures.pop(destination, None)
-                self._paused_until.pop(destination, None)
-            elif self._paused_until.get(destination, 0.0) <= now:  # else others in flight failed for the same reason
-                failures = self._failures[destination] = self._failures.get(destination, 0) + 1
-                self._paused_until[destination] = now + deliveries.pause(failures, first=0.3, longest=5.0)
 
 
 class Gateway:
@@ -108,7 +41,7 @@ class Gateway:
     def __init__(self) -> None:
         self.stopping = threading.Event()
         self._connections = Connections()
-        self._courier = Courier(self._connections)
+        self._lanes = Lanes(self._connections)
         self._progress_at = 0.0
         self._parked_tried = False
         self._rounds = reconcile.Rounds()
@@ -120,7 +53,7 @@ class Gateway:
             Loop("events", self._push, self.stopping, self._centre_trouble),
             Loop("commands", self._commands, self.stopping),
             Loop("heartbeat", self._heartbeat, self.stopping),
-            *(Loop(f"delivery-{number}", self._courier.step, self.stopping) for number in range(IN_FLIGHT)),
+            Loop("lanes", self._lanes.step, self.stopping),
             Loop("pruning", self._prune, self.stopping),
             Loop("reconciliation", self._reconcile, self.stopping),
         ]
@@ -136,12 +69,13 @@ class Gateway:
             pass
         # The command loop may be parked at the centre; it holds nothing, so nobody waits for it. What is late ends with
         # the process, as by kill -9: every step is one transaction.
-        late = join_all([loop for loop in loops if loop.name != "commands"], STOP_SECONDS)
+        carrying = self._lanes.stop()
+        late = join_all([*(loop for loop in loops if loop.name != "commands"), *carrying], STOP_SECONDS)
         log.info("gateway-stopped", late=late)
 
     def _number(self) -> float:
         with_progress = time.monotonic() - self._progress_at >= PROGRESS_SECONDS
-        more = relay.catch_up()
+        more = relay.catch_up() | relay.catch_up_ledger()
         taken = relay.number(with_progress=with_progress)
         if with_progress:
             self._progress_at = time.monotonic()
@@ -181,6 +115,7 @@ class Gateway:
 
     def _prune(self) -> float:
         relay.prune()
+        receiving.clean_spool()
         return PRUNE_SECONDS
 
     @staticmethod
@@ -202,6 +137,7 @@ def status_of(state: JoinState) -> NodeStatus:
     """What the node tells the centre of itself now."""
     held, free = registry.store().held()
     waiting = Delivery.objects.filter(status=Delivery.Status.WAITING)
+    queues = ledger.queues(state)
     oldest = waiting.order_by("created_at").values_list("created_at", flat=True).first()
     return NodeStatus(
         version=VERSION,
@@ -213,6 +149,8 @@ def status_of(state: JoinState) -> NodeStatus:
         deliveries_waiting=waiting.count(),
         oldest_waiting_seconds=int((timezone.now() - oldest).total_seconds()) if oldest else 0,
         configuration_version=state.configuration.get("version", 0),
+        bytes_waiting=sum(queue.size for queue in queues),
+        queues=queues,
     )
 
 

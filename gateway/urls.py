@@ -5,4 +5,9 @@ from django.urls import path
 from gateway import views
 
 app_name = "gateway"
-urlpatterns = [path("instances/<str:sop_instance_uid>", views.instance, name="instance")]
+urlpatterns = [
+    path("wire", views.wire, name="wire"),
+    path("instances/<str:sop_instance_uid>", views.instance, name="instance"),
+    path("uploads/<str:sop_instance_uid>", views.upload, name="upload"),
+    path("uploads/<str:sop_instance_uid>/<int:index>", views.chunk, name="chunk"),
+]

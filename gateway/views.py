@@ -10,10 +10,13 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
 
-from gateway import fetching, receiving, registry
+from gateway import encoding, fetching, receiving, registry
 from gateway.envelope import problem
+from gateway.models import JoinState
+from gateway.uploads import Upload
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError, TransientError
+from standards.uids import validated_uid
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +33,12 @@ _STATUS: Final = {
     "body-cut-short": 400,
     "body-damaged": 409,
     "digest-mismatch": 409,
+    "not-restored": 409,
+    "chunks-missing": 409,
+    "no-upload": 404,
+    "bad-upload": 400,
+    "body-too-long": 413,
+    "unknown-encoding": 415,
     "storage-full": 507,
 }
 
@@ -61,10 +70,7 @@ def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
 def _give(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
     """The Part 10 file as it was delivered, to the peer that delivered it and to nobody else."""
     try:
-        state = receiving.joined()
-        sender = receiving.sender_of(state, "GET", request.get_full_path(), request.headers)
-        if request.GET.get("to") != state.name:
-            raise PermanentError("other-receiver", f"this is {state.name}")
+        _, sender = _asked(request)
         dataset_sha256 = request.GET.get("dataset", "")
         if not fetching.delivered_by(sender, sop_instance_uid, dataset_sha256):
             raise PermanentError("never-delivered", f"{sender} has no receipt for this instance")
@@ -90,25 +96,102 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _take(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
-    """Take one Part 10 file of a peer and answer with a signed receipt; again and again with the same one."""
+    """Take one Part 10 file of a peer and answer with a signed receipt; again and again with the same one.
+
+    ``encoding`` says that the body is no file as it is; ``size`` and ``chunk`` that its chunks were uploaded before.
+    """
     try:
-        state = receiving.joined()
-        sender = receiving.sender_of(state, "PUT", request.get_full_path(), request.headers)
-        if request.GET.get("to") != state.name:
-            raise PermanentError("other-receiver", f"this is {state.name}")
-        if not (length := request.headers.get("Content-Length", "")).isdigit():
-            raise PermanentError("length-missing", "Content-Length is wanted")
-        receipt = receiving.receive(
-            state,
-            cast(BinaryIO, request),
-            length=int(length),
-            content_digest=http_signatures.content_digest(request.headers),
-            sender=sender,
-            sop_instance_uid=sop_instance_uid,
-            ledger=receiving.promised(request.GET.dict()),
-        )
+        state, sender = _asked(request)
+        ledger = receiving.promised(request.GET.dict())
+        if "chunk" in request.GET:
+            upload = _upload(request, sender, sop_instance_uid, ledger.dataset)
+            receipt = receiving.finish(state, upload, ledger)
+        else:
+            receipt = receiving.receive(
+                state,
+                cast(BinaryIO, request),
+                length=_length(request),
+                content_digest=http_signatures.content_digest(request.headers),
+                sender=sender,
+                sop_instance_uid=sop_instance_uid,
+                ledger=ledger,
+                encoded=request.GET.get("encoding", ""),
+            )
     except RegisError as error:
         log.warning("instance-refused", sop_instance_uid=sop_instance_uid, error=str(error))
         _drain(request)
         return _refuse(error)
     return HttpResponse(receipt.model_dump_json(), content_type="application/json")
+
+
+def _asked(request: HttpRequest) -> tuple[JoinState, str]:
+    """The join of this node and the name of the peer that asks it. Raises: as ``sender_of``, "other-receiver"."""
+    state = receiving.joined()
+    sender = receiving.sender_of(state, request.method or "", request.get_full_path(), request.headers)
+    if request.GET.get("to") != state.name:
+        raise PermanentError("other-receiver", f"this is {state.name}")
+    return state, sender
+
+
+def _length(request: HttpRequest) -> int:
+    if not (length := request.headers.get("Content-Length", "")).isdigit():
+        raise PermanentError("length-missing", "Content-Length is wanted")
+    return int(length)
+
+
+def _upload(request: HttpRequest, sender: str, sop_instance_uid: str, dataset_sha256: str) -> Upload:
+    said = [request.GET.get(name, "") for name in ("size", "chunk")]
+    if not all(text.isdigit() and len(text) < 16 for text in said):
+        raise PermanentError("bad-upload", "size and chunk are wanted")
+    return Upload(sender, validated_uid(sop_instance_uid), dataset_sha256, int(said[0]), int(said[1]))
+
+
+@require_http_methods(["GET"])
+def wire(request: HttpRequest) -> HttpResponse:
+    """What this node understands of bodies; a node that has no such page takes whole files only."""
+    try:
+        _asked(request)
+    except RegisError as error:
+        return _refuse(error)
+    response = JsonResponse({"encodings": [encoding.NAME], "longest": encoding.MOST_RAW})
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+@csrf_exempt
+@require_http_methods(["PUT"])
+def upload(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
+    """Begin an upload or go on with one: which chunks are missing. What is receipted already misses none."""
+    try:
+        _, sender = _asked(request)
+        ledger = receiving.promised(request.GET.dict())
+        wanted = _upload(request, sender, sop_instance_uid, ledger.dataset)
+        is_here = receiving.known_receipt(sender, wanted.sop_instance_uid, ledger.dataset) is not None
+        missing = [] if is_here else wanted.begin()
+    except RegisError as error:
+        log.warning("upload-refused", sop_instance_uid=sop_instance_uid, error=str(error))
+        _drain(request)
+        return _refuse(error)
+    return JsonResponse({"missing": missing})
+
+
+@csrf_exempt
+@require_http_methods(["PUT"])
+def chunk(request: HttpRequest, sop_instance_uid: str, index: int) -> HttpResponse:
+    """Take one chunk of an upload; ``raw`` is the digest of what the body stands for."""
+    try:
+        _, sender = _asked(request)
+        ledger = receiving.promised(request.GET.dict())
+        wanted = _upload(request, sender, sop_instance_uid, ledger.dataset)
+        raw = receiving.restored(
+            cast(BinaryIO, request),
+            _length(request),
+            http_signatures.content_digest(request.headers),
+            request.GET.get("encoding", ""),
+        )
+        wanted.take(index, raw, receiving.raw_digest(request.GET.get("raw", "")))
+    except RegisError as error:
+        log.warning("chunk-refused", sop_instance_uid=sop_instance_uid, index=index, error=str(error))
+        _drain(request)
+        return _refuse(error)
+    return HttpResponse(status=204)

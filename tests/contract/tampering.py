@@ -1,5 +1,6 @@
 """A machine in the middle of a delivery: it has a certificate of the region's authority and does what a test wants."""
 
+import http.client
 import ssl
 import threading
 import urllib.error
@@ -30,8 +31,11 @@ class Passage:
     uid: str
     body: bytes
     attempt: int
-    """How often this instance passed before, counted from 1."""
+    """How often this instance, or this chunk of it, passed before, counted from 1."""
     forward: Callable[..., Answer] = field(repr=False)
+    what: str = "instances"
+    """``instances``: a whole one, or the end of an upload; ``uploads``: its beginning, or with ``index`` a chunk."""
+    index: int | None = None
 
 
 Behaviour = Callable[[Passage], Answer]
@@ -59,7 +63,12 @@ class MachineInTheMiddle:
 
             def do_PUT(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                answer = middle._pass(self.path, body, dict(self.headers))
+                self._answer(middle._pass(self.path, body, dict(self.headers)))
+
+            def do_GET(self) -> None:
+                self._answer(middle._forward("GET", self.path, None, dict(self.headers)))
+
+            def _answer(self, answer: Answer) -> None:
                 if answer.status == 0:
                     self.close_connection = True
                     return
@@ -80,26 +89,28 @@ class MachineInTheMiddle:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def _pass(self, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-        uid = path.partition("?")[0].rsplit("/", 1)[1]
+        parts = path.partition("?")[0].split("/")
+        uid, index = parts[4], int(parts[5]) if len(parts) > 5 else None
 
         def forward(other: bytes | None = None) -> Answer:
-            carried = {name: value for name, value in headers.items() if name.lower() not in ("host", "connection")}
-            request = urllib.request.Request(
-                self.upstream + path, data=body if other is None else other, headers=carried, method="PUT"
-            )
-            try:
-                with urllib.request.urlopen(request, context=self._trust, timeout=30) as response:
-                    return Answer(response.status, response.read())
-            except urllib.error.HTTPError as error:
-                return Answer(error.code, error.read())
-            except OSError:
-                return HANG_UP
+            return self._forward("PUT", path, body if other is None else other, headers)
 
         with self._lock:
-            before = sum(passage.uid == uid for passage in self.passages)
-            passage = Passage(uid, body, before + 1, forward)
+            same = [passage for passage in self.passages if (passage.uid, passage.index) == (uid, index)]
+            passage = Passage(uid, body, len(same) + 1, forward, parts[3], index)
             self.passages.append(passage)
         return self.behaviour(passage)
+
+    def _forward(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        carried = {name: value for name, value in headers.items() if name.lower() not in ("host", "connection")}
+        request = urllib.request.Request(self.upstream + path, data=body, headers=carried, method=method)
+        try:
+            with urllib.request.urlopen(request, context=self._trust, timeout=60) as response:
+                return Answer(response.status, response.read())
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.read())
+        except (OSError, http.client.HTTPException):
+            return HANG_UP
 
     def stop(self) -> None:
         """Listen no more."""

@@ -13,7 +13,7 @@ from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import actions, deliveries, registry
+from gateway import actions, registry, sending
 from gateway.envelope import Directory, InstanceDescription, JoinAnswer, Peer, Receipt
 from gateway.keys import is_signed, node_key, public_text, sign
 from gateway.models import IssuedReceipt
@@ -235,7 +235,7 @@ def receipt(**changes: Any) -> Receipt:
 
 
 def test_an_honest_receipt_is_believed() -> None:
-    deliveries.verify_receipt(receipt(), INSTANCE, "clinic", PEER)
+    sending.verify_receipt(receipt(), INSTANCE, "clinic", PEER)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_an_honest_receipt_is_believed() -> None:
 )
 def test_a_well_signed_receipt_of_something_else_is_not_believed(changes: dict[str, Any]) -> None:
     with pytest.raises(TransientError, match="receipt-mismatch"):
-        deliveries.verify_receipt(receipt(**changes), INSTANCE, "clinic", PEER)
+        sending.verify_receipt(receipt(**changes), INSTANCE, "clinic", PEER)
 
 
 @pytest.mark.parametrize("field", ["sop_instance_uid", "dataset_sha256", "checked", "outcome", "received_at", "sender"])
@@ -267,11 +267,11 @@ def test_a_receipt_changed_after_it_was_signed_is_not_believed(field: str) -> No
         "sender": "eve",
     }
     with pytest.raises(TransientError, match="receipt-forged"):
-        deliveries.verify_receipt(receipt().model_copy(update={field: changed[field]}), INSTANCE, "clinic", PEER)
+        sending.verify_receipt(receipt().model_copy(update={field: changed[field]}), INSTANCE, "clinic", PEER)
 
 
 def test_a_receipt_signed_by_another_key_is_not_believed() -> None:
     forged = receipt()
     forged = forged.model_copy(update={"signature": sign(CLINIC, forged.signed_text())})
     with pytest.raises(TransientError, match="receipt-forged"):
-        deliveries.verify_receipt(forged, INSTANCE, "clinic", PEER)
+        sending.verify_receipt(forged, INSTANCE, "clinic", PEER)

@@ -27,15 +27,14 @@ JoinState.objects.create(name={name!r}, centre_url='http://127.0.0.1:9', epoch='
 DELIVER = """
 from gateway import client, deliveries, relay
 from gateway.models import JoinState
-from gateway.protocols import Proof
+from gateway.sending import Line
 while relay.number(with_progress=True):
     pass
 state = JoinState.objects.get()
-while (delivery := deliveries.next_waiting(busy=set(), paused=set())):
+while (delivery := deliveries.next_waiting()):
     peer = deliveries.peer_named(state, delivery.destination)
     with client.connect(peer.url) as connection:
-        receipt = deliveries.deliver(delivery, state, peer, connection)
-        deliveries.record_proof(delivery, Proof("receipt", receipt.model_dump(mode="json")))
+        deliveries.record_proof(delivery, Line(state, peer, connection).whole(delivery))
 """
 AGE = """
 from datetime import timedelta
