@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from standards.errors import PermanentError
@@ -89,6 +89,8 @@ class NodeConfig(BaseSettings):
     default_character_set: str = "ISO_IR 192"
     time_zone: str = "Europe/Moscow"
     maximum_associations: int = 50
+    dicom_processes: int = Field(default=2, ge=1, le=2)
+    """2: associations that come at once are shared with a second process."""
     maximum_pdu_bytes: int = 131_072
     network_timeout_seconds: float = 60.0
     event_retention_days: int = 30

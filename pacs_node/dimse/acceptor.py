@@ -29,7 +29,7 @@ class PeerHandler(RequestHandler):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.settimeout(association.network_timeout)
         association.dul.socket = _as_peer_socket(association.dul.socket)
-        association.run = _cleaning_up(association, association.run)
+        association.run = _cleaning_up(association, association.run, self.server.on_end)
         association.dul.run = _telling_its_end(association, association.dul.run)
         association._serve_request = _refusing_other_classes(association, association._serve_request)
         take_over_when_only_storing(association)
@@ -90,13 +90,14 @@ def _telling_its_end(association: Association, run: Callable[[], Any]) -> Callab
     return wrapped
 
 
-def _cleaning_up(association: Association, run: Callable[[], Any]) -> Callable[[], None]:
+def _cleaning_up(association: Association, run: Callable[[], Any], ended: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             run()
         finally:
             connection.close()
             _forget_half_received(association)
+            ended()
 
     return wrapped
 

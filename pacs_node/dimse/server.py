@@ -18,6 +18,7 @@ from pacs_node.dimse.acceptor import PeerHandler
 from pacs_node.dimse.admission import on_requested
 from pacs_node.dimse.find import on_extended, on_find
 from pacs_node.dimse.services import on_established
+from pacs_node.dimse.sharing import Duty, Helper
 from pacs_node.dimse.store import on_store
 from pacs_node.dimse.tls import DicomPort, server_context
 from pacs_node.storage.stores import storage
@@ -54,11 +55,25 @@ def entity(settings: NodeConfig) -> AE:
     return node
 
 
-class DimseServer:
-    """The DICOM ports of the node, plain and TLS, served by threads from ``start`` to ``stop``."""
+class HandedPort(DicomPort):
+    """A port without a socket of its own: its connections are handed over by the process that listens."""
 
-    def __init__(self, settings: NodeConfig | None = None) -> None:
+    def server_bind(self) -> None:
+        """Nothing to bind."""
+
+    def server_activate(self) -> None:
+        """Nothing to listen on."""
+
+
+class DimseServer:
+    """The DICOM ports of the node, plain and TLS, served by threads from ``start`` to ``stop``.
+
+    ``helper``: the process that takes over what comes while this one is busy.
+    """
+
+    def __init__(self, settings: NodeConfig | None = None, helper: Helper | None = None) -> None:
         self.settings = settings or config()
+        self._helper = helper
         self._entity: AE | None = None
 
     def start(self) -> None:
@@ -69,10 +84,37 @@ class DimseServer:
             self._listen(self.settings.dicom_tls_port, server_context(self.settings))
         if self.settings.dicom_port:
             self._listen(self.settings.dicom_port, None)
+        if self._helper is not None:
+            self._helper.listen()
+
+    def serve_handed(self, duty: Duty) -> None:
+        """Serve what ``duty`` brings until it ends. Raises: PermanentError("invalid-setting")."""
+        prepare_pynetdicom()
+        self._entity = entity(self.settings)
+        ports = {False: self._port(self.settings.dicom_port, None, HandedPort)}
+        if self.settings.dicom_tls_port:
+            ports[True] = self._port(self.settings.dicom_tls_port, server_context(self.settings), HandedPort)
+        for port in ports.values():
+            port.on_end = duty.ended
+        for connection, address, tls in duty.connections():
+            if ports[tls].verify_request(connection, address):
+                ports[tls].process_request(connection, address)
+            else:
+                connection.close()
+                duty.ended()
+        for association in self._entity.active_associations:
+            association.abort()
 
     def _listen(self, port: int, tls: SSLContext | None) -> None:
         assert self._entity is not None
-        server = self._entity.make_server(
+        server = self._port(port, tls, DicomPort)
+        server.helper, server.most = self._helper, self.settings.maximum_associations
+        self._entity._servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.1,), name=f"dicom-{port}", daemon=True).start()
+
+    def _port(self, port: int, tls: SSLContext | None, kind: type[DicomPort]) -> DicomPort:
+        assert self._entity is not None
+        server: DicomPort = self._entity.make_server(
             (self.settings.dicom_host, port),
             ae_title=self.settings.ae_title,
             contexts=self._entity.supported_contexts,
@@ -84,15 +126,16 @@ class DimseServer:
                 (evt.EVT_SOP_EXTENDED, on_extended),
                 (evt.EVT_ESTABLISHED, on_established),
             ],
-            server_class=DicomPort,
+            server_class=kind,
             request_handler=PeerHandler,
         )
         server.tls = tls
-        self._entity._servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.1,), name=f"dicom-{port}", daemon=True).start()
+        return server
 
     def stop(self) -> None:
         """Stop listening and end what is open."""
+        if self._helper is not None:
+            self._helper.close()
         if self._entity is not None:
             self._entity.shutdown()
             self._entity = None

@@ -5,6 +5,7 @@ TLS 1.2 and later with the cipher suites of OpenSSL's default, as BCP 195 asks. 
 
 import socket
 import ssl
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from pacs_node.clinic.actions import record_refusal
 from pacs_node.config import NodeConfig
+from pacs_node.dimse.sharing import Helper
 from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
@@ -64,6 +66,23 @@ class DicomPort(ThreadedAssociationServer):
     request_queue_size = 128
     daemon_threads = True
     tls: ssl.SSLContext | None = None
+    helper: Helper | None = None
+    """Who takes over what comes while this process is busy."""
+    most = 0
+    """How many associations both may have together."""
+    on_end: Callable[[], None] = staticmethod(lambda: None)
+    """Called when a connection that came here is over."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection here, or have the helper serve it when it has less to do."""
+        if self.helper is not None:
+            own, its = len(self.ae.active_associations), self.helper.associations
+            self.ae.maximum_associations = max(self.most - its, 1)
+            may_hand_over = its < own and own + its < self.most
+            if may_hand_over and self.helper.take(request, client_address, tls=self.tls is not None):
+                request.close()
+                return
+        super().process_request(request, client_address)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether to look at a connection at all: those that never ask for an association must not pile up."""
@@ -74,12 +93,16 @@ class DicomPort(ThreadedAssociationServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Handshake, if this port asks for one, then serve."""
-        if self.tls is not None:
-            secured = self._secured(request, client_address)
-            if secured is None:
-                return
-            request = secured
-        super().finish_request(request, client_address)
+        started = False
+        try:
+            if self.tls is not None:
+                request = self._secured(request, client_address)
+            if request is not None:
+                super().finish_request(request, client_address)
+                started = True
+        finally:
+            if not started:
+                self.on_end()
 
     def _secured(self, request: socket.socket, client_address: Any) -> ssl.SSLSocket | None:
         assert self.tls is not None

@@ -1,8 +1,11 @@
 """Putting instances into the index: those that several associations bring at once become durable by one commit."""
 
+import fcntl
+import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -20,6 +23,7 @@ from django.utils import timezone
 
 from gateway.actions import record_conflict, record_held
 from gateway.protocols import HeldInstance
+from pacs_node.config import config
 from pacs_node.study_index.attributes import IndexRows
 from pacs_node.study_index.models import Instance, Series, Study
 
@@ -45,6 +49,24 @@ class Entry:
     done: bool = field(default=False, repr=False)
 
 
+@cache
+def _turn_file() -> int:
+    return os.open(config().data_dir / "index.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+@contextmanager
+def turn_of_process() -> Iterator[None]:
+    """SQLite has processes wait for each other by sleeping; the kernel wakes the next one when its turn comes."""
+    if connections[DEFAULT_DB_ALIAS].vendor != "sqlite":
+        yield
+        return
+    fcntl.lockf(_turn_file(), fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(_turn_file(), fcntl.LOCK_UN)
+
+
 class GroupCommit:
     """Calls ``write`` with all entries that wait: whoever gets its turn writes for the others too."""
 
@@ -56,6 +78,17 @@ class GroupCommit:
 
     def __call__(self, entry: Entry) -> None:
         """Return when ``entry`` is committed. Raises: what its own writing raised."""
+        if connections[DEFAULT_DB_ALIAS].in_atomic_block:
+            # The caller's transaction may hold what the one whose turn it is waits for.
+            self._write([entry])
+        else:
+            self._write_in_turn(entry)
+        if entry.error is not None:
+            raise entry.error
+        if not entry.instance_key:
+            raise OperationalError("the commit that this instance was part of was broken off")
+
+    def _write_in_turn(self, entry: Entry) -> None:
         with self._queue:
             self._waiting.append(entry)
         while not self._is_done(entry):
@@ -65,14 +98,11 @@ class GroupCommit:
                 with self._queue:
                     batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
                 try:
-                    self._write(batch)
+                    with turn_of_process():
+                        self._write(batch)
                 finally:
                     for member in batch:
                         member.done = True
-        if entry.error is not None:
-            raise entry.error
-        if not entry.instance_key:
-            raise OperationalError("the commit that this instance was part of was broken off")
 
     @staticmethod
     def _is_done(entry: Entry) -> bool:

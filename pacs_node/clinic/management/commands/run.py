@@ -3,6 +3,7 @@
 import gc
 import threading
 from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ from gateway.loops import Loop, join_all, set_on_signal
 from pacs_node.config import NodeConfig, config
 from pacs_node.dimse import commitment, commitment_service
 from pacs_node.dimse.server import DimseServer
+from pacs_node.dimse.sharing import Duty, fork_helper
 from pacs_node.logs import configure_logs
 from pacs_node.storage.stores import storage
 from pacs_node.web import WebServers
@@ -50,7 +52,8 @@ def run_pacs() -> None:
     set_on_signal(stopped)
     settings = config()
     removed = storage().clean_incoming()
-    web, dimse = WebServers(settings, application), DimseServer(settings)
+    helper = fork_helper(partial(_help, settings)) if settings.dicom_processes > 1 else None
+    web, dimse = WebServers(settings, application), DimseServer(settings, helper)
     commitments = Loop("commitment", commitment_service.step, stopped)
     try:
         dimse.start()
@@ -75,6 +78,19 @@ def run_pacs() -> None:
     web.stop()
     join_all([commitments], _STOP_SECONDS)
     log.info("pacs-stopped")
+
+
+def _help(settings: NodeConfig, duty: Duty) -> None:
+    """What the second process of the DICOM port does, until the first one ends or a signal comes."""
+    stopped = threading.Event()
+    set_on_signal(stopped)
+
+    def stop_on_signal() -> None:
+        stopped.wait()
+        duty.stop()
+
+    threading.Thread(target=stop_on_signal, name="stopping", daemon=True).start()
+    DimseServer(settings).serve_handed(duty)
 
 
 def _why_not(settings: NodeConfig, error: OSError | PermanentError) -> str:
