@@ -85,7 +85,7 @@ class Channel:
         self.packets += 1
         self.bytes += len(packet)
         begins = max(now, self._carried_until)
-        if (begins - now) * shape.bits_per_second / 8 + len(packet) > shape.queue_bytes:
+        if round((begins - now) * shape.bits_per_second / 8) + len(packet) > shape.queue_bytes:
             self.overflowed += 1
             return
         # A lost packet takes its time on the line as any other.

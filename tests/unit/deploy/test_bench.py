@@ -14,9 +14,9 @@ def bench(*words: str) -> "subprocess.CompletedProcess[str]":
 
 def test_benchmarks_are_listed() -> None:
     outcome = bench()
-    assert (outcome.returncode, outcome.stdout) == (0, "Benchmarks: move, query, store, wado\n")
+    assert (outcome.returncode, outcome.stdout) == (0, "Benchmarks: chaos, mirror, move, query, region, store, wado\n")
 
 
 def test_an_unknown_benchmark_is_refused_with_those_that_exist() -> None:
     outcome = bench("speed")
-    assert (outcome.returncode, outcome.stdout) == (2, "Benchmarks: move, query, store, wado\n")
+    assert (outcome.returncode, outcome.stdout) == (2, "Benchmarks: chaos, mirror, move, query, region, store, wado\n")
