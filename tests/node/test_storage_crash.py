@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import wait_until
-from tests.factories.dicom import Study, ct_series, write_all
+from tests.factories.dicom import Study, ct_instance, ct_series, write, write_all
 from tests.node.conftest import NodeProcess, need
 
 
@@ -170,3 +170,38 @@ def test_a_crash_at_any_step_of_it_costs_nothing_and_leaves_nothing_unexplained(
     words = [] if command == "tier" else [study.study_instance_uid]
     said = node.python(CRASHES.replace("{command}", command).replace("{words!r}", repr(words)))
     assert int(said.rpartition("steps ")[2]) > 3
+
+
+AT_ONCE = """
+import io, sys, threading
+from pathlib import Path
+from django.db import connection, transaction
+from pacs_node.study_index import actions, indexing
+from pacs_node.study_index.models import Instance
+from standards.part10 import read_header
+
+first, second = (Path(path).read_bytes() for path in ({first!r}, {second!r}))
+outcomes = []
+other = threading.Thread(
+    target=lambda: outcomes.append(actions.ingest(io.BytesIO(second), source_ae_title="CT").outcome)
+)
+with transaction.atomic():
+    Instance.objects.filter(pk=0).update(path="")  # this transaction has the right to write
+    other.start()
+    while not indexing.commit._turn.locked():
+        pass
+    added = actions.index_stored(
+        "studies/00/1.2/brought-in.dcm", read_header(io.BytesIO(first)), dataset_digest="0" * 64, pixel_digest=None,
+        source=actions.Source("CT"),
+    )
+other.join()
+print(added, outcomes, Instance.objects.count())
+"""
+
+
+def test_a_file_is_brought_in_within_a_transaction_while_others_wait_to_commit(
+    make_node: Callable[..., NodeProcess], tmp_path: Path
+) -> None:
+    node = make_node(start=False)
+    first, second = (write(ct_instance(), tmp_path / name) for name in ("first.dcm", "second.dcm"))
+    assert node.python(AT_ONCE.format(first=str(first), second=str(second))) == "True ['stored'] 2"
