@@ -233,6 +233,17 @@ def compare_now(node: Node, request: HttpRequest) -> None:
 
 
 @transaction.atomic
+def ask_again(difference: Difference, request: HttpRequest) -> None:
+    """Have the node tell the series again, and where the archive lost something, whoever holds it deliver it again."""
+    locked = _locked(difference)
+    if locked.node.kind == Node.Kind.ARCHIVE and locked.study is not None:
+        series = locked.study.series.filter(series_instance_uid=locked.series_instance_uid).first()
+        if series is not None:
+            prove_again(locked.study, series, locked.node)
+    compare_now(locked.node, request)
+
+
+@transaction.atomic
 def accept(difference: Difference, request: HttpRequest) -> None:
     """A person has seen a difference that cannot be mended, and lets it be."""
     locked = _locked(difference)

@@ -1,0 +1,266 @@
+"""What is where, what is on its way and why not: on the study's page and on the site's, with a button for all of it."""
+
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from gateway.envelope import DeliveryProgress
+from ris_central.accounts.models import Role, User
+from ris_central.audit.models import AuditEvent
+from ris_central.catalogue import whereabouts
+from ris_central.catalogue.actions import arrivals
+from ris_central.catalogue.actions.grants import grant
+from ris_central.catalogue.models import Difference, Study
+from ris_central.federation.models import Command, Node
+from ris_central.organizations.models import Site
+from tests.factories import region
+
+pytestmark = pytest.mark.django_db
+Browser = Callable[[User | None], Client]
+
+
+class Place:
+    """A clinic with a node behind NAT, an archive that answers, and people."""
+
+    def __init__(self, archive_url: str) -> None:
+        self.site = region.site("a")
+        self.clinic = region.node("clinic-a", self.site, url="https://127.0.0.1:9")
+        self.archive = region.node(
+            "archive", region.site("centre", Site.Kind.CENTRE), Node.Kind.ARCHIVE, url=archive_url
+        )
+        self.heard(self.clinic)
+        self.heard(self.archive)
+        self.doctor = region.person("doctor", Role.RADIOLOGIST, self.site)
+        self.engineer = region.person("engineer", Role.ENGINEER, self.site)
+        self.administrator = region.person("admin", Role.ADMINISTRATOR)
+
+    def heard(self, node: Node, ago: timedelta = timedelta(0)) -> None:
+        Node.objects.filter(pk=node.pk).update(last_seen_at=timezone.now() - ago)
+
+    def progress(self, study: Study, **told: object) -> None:
+        body = DeliveryProgress.model_validate(
+            {
+                "study_instance_uid": study.study_instance_uid,
+                "destination": "archive",
+                "total": study.instances_known,
+                "receipted": 0,
+                "failed": 0,
+                **told,
+            }
+        )
+        arrivals.take_delivery_progress(self.clinic, region.event(body))
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """The archive's port is open; nothing is asked of it here."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Place(f"https://127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_a_study_that_only_the_clinic_holds_is_coming_and_was_asked_for_at_once(
+    place: Place, browser_of: Browser
+) -> None:
+    study = region.Acquisition(images=4).arrive(place.clinic)
+    page = browser_of(place.doctor).get(f"/studies/{study.pk}/").content.decode()
+    assert 'data-state="coming"' in page
+    assert "the clinic sends it now" in page
+    iframe = page.partition('<iframe id="viewer"')[2].partition(">")[0]
+    assert " src=" not in iframe, "no viewer before there is an image"
+    (command,) = Command.objects.filter(type="study.send")
+    assert (command.node, command.body["priority"]) == (place.clinic, 10)
+
+
+def test_the_viewer_opens_with_the_first_image_and_the_page_says_how_far_it_is(
+    place: Place, browser_of: Browser
+) -> None:
+    made = region.Acquisition(images=4)
+    study = made.arrive(place.clinic)
+    made.arrive(place.archive, made.images[:1])
+    place.progress(study, receipted=1, seconds_left=40)
+    opening = whereabouts.opening(made.known())
+    assert (opening.state, opening.open_now, opening.known) == ("arriving", 1, 4)
+    page = browser_of(place.doctor).get(f"/studies/{study.pk}/").content.decode()
+    assert "1 of 4" in page
+    assert "about 40 s" in page or "about 39 s" in page
+    assert ' src="/viewer/viewer?StudyInstanceUIDs=' in page
+    made.arrive(place.archive)
+    part = browser_of(place.doctor).get(f"/studies/{study.pk}/opening/").content.decode()
+    assert 'data-state="ready" data-open-now="4"' in part
+
+
+def test_when_the_clinic_is_down_and_the_archive_has_it_nobody_notices(place: Place, browser_of: Browser) -> None:
+    made = region.Acquisition()
+    made.arrive(place.clinic)
+    study = made.arrive(place.archive)
+    place.heard(place.clinic, timedelta(hours=5))
+    page = browser_of(place.doctor).get(f"/studies/{study.pk}/").content.decode()
+    assert 'data-state="ready"' in page
+    assert "away since" in page, "the table says so, the images do not wait"
+
+
+def test_when_nobody_has_it_the_page_says_who_does_since_when_and_asks_for_it(
+    place: Place, browser_of: Browser
+) -> None:
+    study = region.Acquisition().arrive(place.clinic)
+    place.heard(place.clinic, timedelta(hours=5))
+    browser = browser_of(place.doctor)
+    page = browser.get(f"/studies/{study.pk}/").content.decode()
+    assert 'data-state="away"' in page
+    assert "Клиника a" in page
+    assert "not heard since" in page
+    Command.objects.all().delete()
+    answer = browser.post(f"/studies/{study.pk}/send/", headers={"HX-Request": "true"}).content.decode()
+    assert "Asked: it is sent first" in answer
+    assert Command.objects.get(type="study.send").node == place.clinic
+    assert AuditEvent.objects.filter(action="study.asked-for", actor=place.doctor).exists()
+
+
+def test_a_study_of_another_site_can_be_neither_looked_up_nor_asked_for(place: Place, browser_of: Browser) -> None:
+    study = region.Acquisition().arrive(region.node("b", region.site("b")))
+    browser = browser_of(place.doctor)
+    assert browser.get(f"/studies/{study.pk}/opening/").status_code == 404
+    assert browser.post(f"/studies/{study.pk}/send/").status_code == 404
+    assert not Command.objects.exists()
+
+
+def test_the_table_of_holders_counts_digest_by_digest(place: Place) -> None:
+    made = region.Acquisition(images=4)
+    study = made.arrive(place.clinic)
+    made.arrive(place.archive, made.images[:3])
+    place.progress(study, receipted=3, proofs={"receipt": 3})
+    rows = {row.node.name: (row.held, row.equal, row.proofs) for row in whereabouts.holder_rows(made.known())}
+    assert rows == {"archive": (3, 3, {"receipt": 3}), "clinic-a": (4, 4, {})}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"held": [{"reason": "night", "until": "2026-11-21T17:00:00Z", "instances": 3}]}, "waits for the night by"),
+        ({"held": [{"reason": "on-demand", "instances": 3}]}, "until somebody asks"),
+        ({"failed": 1, "errors": {"storage-full": 1}}, "has no room left"),
+        ({"failed": 1, "last_error": "source-damaged: of dataset"}, "the file at the clinic is damaged"),
+        ({"failed": 1, "errors": {"quite-unheard-of": 1}}, "quite-unheard-of"),
+        ({"seconds_left": 600, "bytes_per_second": 1 << 20}, "about 10 min"),
+    ],
+)
+def test_nothing_waits_without_a_reason_on_either_page(
+    place: Place, browser_of: Browser, told: dict[str, object], words: str
+) -> None:
+    study = region.Acquisition().arrive(place.clinic)
+    place.progress(study, **told)
+    for user, address in (
+        (place.doctor, f"/studies/{study.pk}/proof/"),
+        (place.engineer, f"/sites/{place.site.pk}/mirror/"),
+    ):
+        text = browser_of(user).get(address).content.decode()
+        assert words in text, address
+
+
+def test_a_node_that_is_away_is_itself_the_reason(place: Place, browser_of: Browser) -> None:
+    study = region.Acquisition().arrive(place.clinic)
+    place.progress(study)
+    place.heard(place.clinic, timedelta(hours=2))
+    text = browser_of(place.engineer).get(f"/sites/{place.site.pk}/mirror/").content.decode()
+    assert "node is away" in text
+    assert "It sends by itself when it is back" in text
+
+
+def test_the_engineer_sees_the_mirror_without_names_and_sends_what_failed(place: Place, browser_of: Browser) -> None:
+    study = region.Acquisition().arrive(place.clinic)
+    place.progress(study, failed=2, errors={"storage-full": 2})
+    other = region.Acquisition().arrive(place.clinic)
+    place.progress(other)
+    browser = browser_of(place.engineer)
+    text = browser.get(f"/sites/{place.site.pk}/mirror/").content.decode()
+    assert "Щёголев" not in text
+    assert f"/studies/{study.pk}/" not in text
+    assert browser.post(f"/sites/{place.site.pk}/mirror/send/", {"only": "failed"}).status_code == 302
+    (command,) = Command.objects.filter(type="study.send")
+    assert command.body["study_instance_uid"] == study.study_instance_uid
+
+
+def test_the_mirror_page_costs_the_same_however_much_waits(place: Place, browser_of: Browser) -> None:
+    browser = browser_of(place.administrator)
+
+    def cost() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            assert browser.get(f"/sites/{place.site.pk}/mirror/").status_code == 200
+        return len(queries)
+
+    def more(number: int) -> None:
+        for _ in range(number):
+            place.progress(region.Acquisition().arrive(place.clinic))
+
+    more(1)
+    cost()
+    few = cost()
+    more(8)
+    assert cost() == few
+
+
+def test_a_difference_is_shown_with_a_reason_and_settled_by_a_person(place: Place, browser_of: Browser) -> None:
+    study = region.Acquisition().arrive(place.clinic)
+    series = study.series.get()
+    lost = Difference.objects.create(
+        node=place.clinic,
+        study=study,
+        study_instance_uid=study.study_instance_uid,
+        dicom_patient_id=study.dicom_patient_id,
+        series_instance_uid=series.series_instance_uid,
+        kind="lost",
+        believed=3,
+        is_told=True,
+    )
+    browser = browser_of(place.engineer)
+    address = f"/sites/{place.site.pk}/mirror/"
+    text = browser.get(address).content.decode()
+    assert "the node has 0, the centre counted on 3" in text
+    assert "Nobody else holds these images" in text
+    assert browser_of(place.doctor).post(f"{address}differences/{lost.pk}/", {"do": "accept"}).status_code == 403
+    assert browser.post(f"{address}differences/{lost.pk}/", {"do": "accept"}).status_code == 302
+    lost.refresh_from_db()
+    assert lost.resolution == "accepted"
+    assert AuditEvent.objects.filter(action="holdings.accepted", actor=place.engineer).exists()
+    again = browser.post(f"{address}differences/{lost.pk}/", {"do": "accept"}, follow=True)
+    assert "settled it meanwhile" in again.content.decode()
+
+
+def test_comparing_now_is_a_command_to_the_node_and_stands_in_the_trail(place: Place, browser_of: Browser) -> None:
+    browser = browser_of(place.engineer)
+    for _ in range(2):
+        browser.post(f"/sites/{place.site.pk}/mirror/compare/")
+    assert Command.objects.get(type="holdings.tell").node == place.clinic
+    assert AuditEvent.objects.filter(action="holdings.asked").exists()
+
+
+def test_the_administrator_chooses_where_a_sites_images_lie(place: Place, browser_of: Browser) -> None:
+    address = f"/sites/{place.site.pk}/mirror/storage-model/"
+    assert browser_of(place.engineer).post(address, {"storage_model": "distributed"}).status_code == 403
+    browser_of(place.administrator).post(address, {"storage_model": "distributed"})
+    place.site.refresh_from_db()
+    assert place.site.storage_model == "distributed"
+    assert AuditEvent.objects.get(action="site.storage-model").detail == {"from": "centralised", "to": "distributed"}
+
+
+def test_a_reference_centre_has_no_node_and_its_expert_opens_what_was_granted(
+    place: Place, browser_of: Browser
+) -> None:
+    reference = region.site("ref", Site.Kind.CONSULTANT)
+    expert = region.person("expert", Role.EXPERT, reference)
+    made = region.Acquisition()
+    made.arrive(place.clinic)
+    study = made.arrive(place.archive)
+    other = region.Acquisition().arrive(place.clinic)
+    grant(study, [expert])
+    browser = browser_of(expert)
+    assert 'data-state="ready"' in browser.get(f"/studies/{study.pk}/").content.decode()
+    assert browser.get(f"/studies/{other.pk}/").status_code == 404
+    page = browser_of(place.administrator).get(f"/sites/{reference.pk}/mirror/").content.decode()
+    assert "Works in the browser, without a node" in page
