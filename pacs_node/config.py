@@ -86,6 +86,16 @@ class NodeConfig(BaseSettings):
     """Lossless encoding that native images are brought into in the background; empty: stored as received."""
     recompress_after_days: int = 7
 
+    proxy_host: str = "127.0.0.1"
+    proxy_port: int = 11113
+    """Where devices call the in-line proxy (``regis node run proxy``), which passes all to the old PACS."""
+    proxy_back_port: int = 0
+    """Where the old PACS calls devices through the proxy, for C-MOVE and storage commitment; 0: nowhere."""
+    proxy_pacs_host: str = ""
+    proxy_pacs_port: int = 0
+    proxy_rules: Path | None = None
+    """The rules file (TOML) of the proxy; without one everything passes and nothing is copied."""
+
     default_character_set: str = "ISO_IR 192"
     time_zone: str = "Europe/Moscow"
     maximum_associations: int = 50

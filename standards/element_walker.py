@@ -256,7 +256,7 @@ class Walker:
         if encoding.implicit:
             group, number, length = encoding.tag_long.unpack(head)
             tag = group << 16 | number
-            return tag, _dictionary_vr(tag), length
+            return tag, dictionary_vr(tag), length
         group, number, vr, length = encoding.tag_short.unpack(head)
         tag = group << 16 | number
         if group == 0xFFFE:
@@ -322,7 +322,7 @@ class Walker:
             return None
         value = self._take(length)
         if vr is None or vr == "UN":
-            known = _dictionary_vr(tag)
+            known = dictionary_vr(tag)
             if known and known not in ("SQ", "UN"):
                 # Archives write public elements they did not know as UN, in little-endian (PS3.5 6.2.2).
                 return RawDataElement(BaseTag(tag), known, length, value, offset, encoding.implicit, True, True, False)
@@ -380,7 +380,7 @@ class Walker:
             self.complete = False
 
 
-def _dictionary_vr(tag: int) -> str | None:
+def dictionary_vr(tag: int) -> str | None:
     """The VR in the public dictionary; None where there is none, which makes the value UN or a sequence."""
     if tag >> 16 == 0xFFFE:
         return None

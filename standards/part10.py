@@ -330,6 +330,11 @@ def dataset_offset(head: bytes) -> int:
     return _meta_group(io.BytesIO(head))[1]
 
 
+def read_meta(head: bytes) -> Dataset:
+    """The meta group of a Part 10 file of which ``head`` is the beginning. Raises: PermanentError as above."""
+    return _meta_group(io.BytesIO(head))[0]
+
+
 def _encode_meta(elements: dict[int, tuple[bytes, bytes]]) -> bytes:
     body = b"".join(_meta_element(number, *elements[number]) for number in sorted(elements))
     return bytes(128) + b"DICM" + _meta_element(0x0000, b"UL", struct.pack("<L", len(body))) + body

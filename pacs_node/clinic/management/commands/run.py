@@ -1,4 +1,4 @@
-"""``run pacs``: the DICOM port and the HTTP server. ``run gateway``: everything that dials out."""
+"""``run pacs``: the DICOM port and HTTP. ``run gateway``: what dials out. ``run proxy``: the in-line proxy."""
 
 import gc
 import threading
@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from gateway import runner
 from gateway.loops import Loop, join_all, set_on_signal
+from pacs_node import proxying
 from pacs_node.config import NodeConfig, config
 from pacs_node.dimse import commitment, commitment_service
 from pacs_node.dimse.server import DimseServer
@@ -33,7 +34,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Which process."""
-        parser.add_argument("process", choices=["pacs", "gateway"])
+        parser.add_argument("process", choices=["pacs", "gateway", "proxy"])
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run it."""
@@ -42,8 +43,20 @@ class Command(BaseCommand):
         gc.set_threshold(50_000, 20, 20)  # an instance makes some thousand objects that die by themselves
         if options["process"] == "gateway":
             runner.run()
+        elif options["process"] == "proxy":
+            run_proxy()
         else:
             run_pacs()
+
+
+def run_proxy() -> None:
+    """Stand between devices and an old PACS until a signal. Raises CommandError when a port is in use."""
+    try:
+        proxying.run()
+    except PermanentError as error:
+        raise CommandError(error.detail) from error
+    except OSError as error:
+        raise CommandError(f"Cannot listen where devices call: {error}. Another program may use the port.") from error
 
 
 def run_pacs() -> None:
