@@ -12,3 +12,4 @@ class DimseConfig(AppConfig):
     def ready(self) -> None:
         """Say how foreign PACS are spoken to (the module needs the models, which are loaded only now)."""
         import_module("pacs_node.dimse.foreign").register()
+        import_module("pacs_node.dimse.proxied").register()
