@@ -46,6 +46,13 @@ class Judge:
         """See ``rules.decide``."""
         return rules.decide(self.policy, destination, modality, self.now, asked=asked, may_leave=self.may_leave)
 
+    def titles_at(self, destination: str) -> frozenset[str]:
+        """AE titles under which instances come that are at this destination already."""
+        place = self.destinations[destination]
+        if isinstance(place, OutsideDestination):
+            return self.configuration.titles_at(place)
+        return frozenset({destination, place.ae_title if place else destination})
+
     def signature(self) -> tuple[object, ...]:
         """Equal as long as the rules say the same of everything that can wait."""
         modalities = sorted({name for rule in self.policy.rules for name in rule.modalities} | {""})
@@ -75,9 +82,9 @@ def lay_on(state: JoinState, instances: list[HeldInstance]) -> None:
     rows: list[Delivery] = []
     for instance in instances:
         origin = origins.get(instance.instance_key) or InstanceOrigin("", "", 0)
-        for name, place in judge.destinations.items():
+        for name in judge.destinations:
             decision = judge.decide(name, origin.modality, asked.get(instance.study_instance_uid))
-            came_from_there = origin.source_ae_title in (name, place.ae_title if place else name)
+            came_from_there = origin.source_ae_title in judge.titles_at(name)
             if decision is not None and not came_from_there:
                 rows.append(_row(instance, origin, name, decision))
     Delivery.objects.bulk_create(rows, ignore_conflicts=True)

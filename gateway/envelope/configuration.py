@@ -46,6 +46,7 @@ class OutsideDestination(Wire):
     ae_title: str = ""
     use_tls: bool = False
     commitment: bool = Field(default=True, description="ask for storage commitment, for ``dicom``")
+    read_back: bool = Field(default=True, description="fetch each instance back and compare it, for ``stow``")
 
 
 class MirrorPolicy(Wire):
@@ -103,6 +104,17 @@ class ForeignSource(Wire):
     timeout_seconds: float = Field(default=120.0, gt=0, description="for each of its answers")
     rules: list[ImportRule] = []
 
+    @property
+    def sends_as(self) -> str:
+        """The AE title under which its instances come; what a DICOMweb source gives is known by its name."""
+        return self.sending_ae_title or self.ae_title or self.name.upper()[:16]
+
+    def is_at(self, place: OutsideDestination) -> bool:
+        """Whether this is the same PACS as a destination of the mirror."""
+        same_port = bool(self.host) and (self.host, self.port) == (place.host, place.port)
+        same_url = bool(self.url) and self.url.rstrip("/") == place.url.rstrip("/")
+        return self.name == place.name or same_port or same_url
+
     @field_validator("hours")
     @classmethod
     def _are_hours(cls, value: list[str]) -> list[str]:
@@ -126,3 +138,8 @@ class Configuration(Wire):
     mirror: MirrorPolicy = MirrorPolicy()
     keys: KeyPolicy = KeyPolicy()
     foreign: list[ForeignSource] = []
+
+    def titles_at(self, place: OutsideDestination) -> frozenset[str]:
+        """AE titles under which instances come that are at this destination already: they never go back there."""
+        theirs = {source.sends_as for source in self.foreign if source.is_at(place)}
+        return frozenset({place.name, place.ae_title} | theirs) - {""}

@@ -15,15 +15,16 @@ _LATER: Final = frozenset({408, 425, 429})
 _CREDENTIALS = re.compile(r"(bearer|basic) +(\S.*)", re.IGNORECASE)
 
 
-def authorization(name: str) -> dict[str, str]:
+def authorization(name: str, url: str) -> dict[str, str]:
     """The header that opens the service ``name``: of the file ``secrets/<name>.credentials`` in the node's data folder,
-    one line ``bearer TOKEN`` or ``basic USER:PASSWORD``; none without the file.
+    a line ``bearer TOKEN`` or ``basic USER:PASSWORD``; none without the file. With a second line they are given to
+    addresses alone that begin with it, whatever the region's configuration says.
 
     Raises: PermanentError("invalid-setting").
     """
     path = registry.node().data_dir / "secrets" / f"{name}.credentials"
     try:
-        line = path.read_text(encoding="utf-8").strip()
+        line, _, place = (text.strip() for text in path.read_text(encoding="utf-8").strip().partition("\n"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -31,6 +32,8 @@ def authorization(name: str) -> dict[str, str]:
     match = _CREDENTIALS.fullmatch(line)
     if match is None:
         raise PermanentError("invalid-setting", f"{path.name} holds neither bearer TOKEN nor basic USER:PASSWORD")
+    if not url.startswith(place):
+        raise PermanentError("invalid-setting", f"{path.name} is for {place}, not for {url}")
     if match[1].lower() == "bearer":
         return {"Authorization": f"Bearer {match[2]}"}
     return {"Authorization": f"Basic {base64.b64encode(match[2].encode()).decode('ascii')}"}
@@ -42,7 +45,7 @@ class Service:
     def __init__(self, name: str, url: str, timeout: float) -> None:
         if not url.startswith(("http://", "https://")):
             raise PermanentError("invalid-setting", f"{name} has no http address")
-        self.name = name
+        self.name, self.url = name, url
         self._client = client.connect(url.rstrip("/") + "/", timeout)
 
     @contextmanager
@@ -65,7 +68,7 @@ class Service:
                 method,
                 path,
                 params=parameters,
-                headers={**authorization(self.name), **(headers or {})},
+                headers={**authorization(self.name, self.url), **(headers or {})},
                 content=content,
             ) as answer:
                 if answer.status_code in (401, 403):

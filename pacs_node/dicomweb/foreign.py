@@ -6,7 +6,6 @@ from typing import BinaryIO
 from gateway.envelope import ForeignSource
 from gateway.foreign.dicomweb import DicomWebPacs
 from gateway.foreign.pacs import speak
-from pacs_node.dimse.foreign import sending_ae_title
 from pacs_node.study_index.actions import ingest
 
 
@@ -14,7 +13,7 @@ def take_in(file: BinaryIO, source: ForeignSource) -> None:
     """Take a Part 10 file of ``source`` in. Raises: as ``study_index.actions.ingest``."""
     ingest(
         file,
-        source_ae_title=sending_ae_title(source),
+        source_ae_title=source.sends_as,
         address=source.url[:64],
         default_character_set=source.character_set,
         default_issuer=source.issuer_of_patient_id,

@@ -10,6 +10,7 @@ class DimseConfig(AppConfig):
     label = "dimse"
 
     def ready(self) -> None:
-        """Say how foreign PACS are spoken to (the module needs the models, which are loaded only now)."""
+        """Say how what is outside the region is spoken to (the modules need the models, which are loaded only now)."""
         import_module("pacs_node.dimse.foreign").register()
+        import_module("pacs_node.dimse.outside").register()
         import_module("pacs_node.dimse.proxied").register()

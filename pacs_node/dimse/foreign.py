@@ -73,18 +73,13 @@ _MOST_SYNTAXES: Final = 13
 T = TypeVar("T")
 
 
-def sending_ae_title(source: ForeignSource) -> str:
-    """The AE title under which its instances come; what a DICOMweb source sends is known by its name."""
-    return source.sending_ae_title or source.ae_title or source.name.upper()[:16]
-
-
 def admit(source: ForeignSource) -> None:
     """Let the PACS store here what it was asked for, by its own character set and issuer.
 
     What a person said of it in the registry stays; what the centre's devices replaced comes back before each fetch.
     """
     ApplicationEntity.objects.get_or_create(
-        ae_title=sending_ae_title(source),
+        ae_title=source.sends_as,
         defaults={
             "origin": ApplicationEntity.Origin.CENTRE,
             "character_set": source.character_set,
@@ -243,7 +238,7 @@ class _Taking:
     """What comes over the association of a C-GET goes into the node's storage as from any modality."""
 
     def __init__(self, source: ForeignSource) -> None:
-        self._from = Source(sending_ae_title(source), source.host, source.character_set, source.issuer_of_patient_id)
+        self._from = Source(source.sends_as, source.host, source.character_set, source.issuer_of_patient_id)
         self.refused: list[str] = []
 
     def begin(self, command: dict[str, Any], context: Context) -> "_One":
