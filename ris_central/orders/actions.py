@@ -11,9 +11,11 @@ from rest_framework.request import Request
 from ris_central.accounts.models import User
 from ris_central.audit.actions import record
 from ris_central.orders import node_feed
+from ris_central.orders.accessions import locked_counter
 from ris_central.orders.listeners import announce
-from ris_central.orders.models import AccessionCounter, Device, ScheduledProcedureStep, ServiceRequest
-from ris_central.orders.transitions import move
+from ris_central.orders.models import Device, ScheduledProcedureStep, ServiceRequest
+from ris_central.orders.placing import reopen_examined
+from ris_central.orders.transitions import LIVE, move
 from ris_central.organizations.models import Site
 from ris_central.patients.actions import link_care
 from ris_central.patients.models import Patient
@@ -27,8 +29,7 @@ AnyRequest = HttpRequest | Request | None
 
 def next_accession_number(site: Site) -> str:
     """The site's next number, at most 16 characters; call it inside the transaction that uses it."""
-    AccessionCounter.objects.get_or_create(site=site)
-    counter = AccessionCounter.objects.select_for_update().get(site=site)
+    counter = locked_counter(site)
     number = counter.next_number
     counter.next_number += 1
     counter.save(update_fields=["next_number"])
@@ -119,13 +120,13 @@ def reschedule(
     Raises: PermanentError("slot-taken", "state-conflict", "device-inactive", "slot-invalid").
     """
     step = _locked(step)
-    if step.status != Status.SCHEDULED:
+    if step.status not in (Status.SCHEDULED, Status.REBOOK):
         raise ConflictError("state-conflict", f"A step that is {step.status} cannot be moved.")
     if not device.is_active or device.site_id != step.service_request.site_id:
         raise ConflictError("device-inactive", f"{device.name} cannot take this order.")
     before, old_node = step.slot.lower, node_feed.node_of(step.device)
     length = minutes or int((step.slot.upper - step.slot.lower).total_seconds() // 60)
-    step.device, step.slot = device, _slot(starts_at, length)
+    step.device, step.slot, step.status = device, _slot(starts_at, length), Status.SCHEDULED
     _saved(step)
     if old_node is not None and old_node != node_feed.node_of(device):
         node_feed.remove_step(old_node, step)
@@ -151,7 +152,7 @@ def cancel(
     if any(step.status in (Status.IN_PROGRESS, Status.COMPLETED) for step in steps):
         raise ConflictError("state-conflict", "The examination has begun: it can no longer be cancelled.")
     for step in steps:
-        if step.status == Status.SCHEDULED:
+        if step.status in (Status.SCHEDULED, Status.REBOOK):
             move(step, Status.CANCELLED)
             node_feed.send_step(step)
     order.status = ServiceRequest.Status.REVOKED
@@ -163,13 +164,19 @@ def cancel(
 
 @transaction.atomic
 def step_in_progress(order: ServiceRequest, modality: str = "") -> None:
-    """Images of this order arrived: its scheduled step on such a modality has begun. Again: nothing changes."""
+    """Images of this order arrived: its scheduled step on such a modality has begun. Again: nothing changes.
+
+    Images of an order that was cancelled, or whose time was taken, are a fact as well: the order is open again.
+    """
     steps = list(
         order.steps.select_for_update(of=("self",))
         .select_related("device__site", "service_request__patient")
         .filter(status=Status.SCHEDULED)
         .order_by("slot")
     )
+    if not steps and not order.steps.filter(status__in=LIVE).exists():
+        reopen_examined(order, modality)
+        return
     fitting = [step for step in steps if step.device.modality == modality]
     for step in (fitting or (steps if len(steps) == 1 else []))[:1]:
         move(step, Status.IN_PROGRESS)
@@ -187,7 +194,7 @@ def steps_completed(order: ServiceRequest) -> None:
     for step in done:
         move(step, Status.COMPLETED)
         node_feed.send_step(step)
-    open_steps = [step for step in steps if step.status in (Status.SCHEDULED, Status.IN_PROGRESS)]
+    open_steps = [step for step in steps if step.status in (Status.SCHEDULED, Status.IN_PROGRESS, Status.REBOOK)]
     if done and not open_steps and order.status == ServiceRequest.Status.ACTIVE:
         order.status = ServiceRequest.Status.COMPLETED
         order.save(update_fields=["status"])

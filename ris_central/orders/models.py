@@ -90,12 +90,16 @@ class ScheduledProcedureStep(models.Model):
         IN_PROGRESS = "IN PROGRESS", pgettext_lazy("examination", "In progress")
         COMPLETED = "COMPLETED", _("Completed")
         CANCELLED = "CANCELLED", pgettext_lazy("examination", "Cancelled")
+        REBOOK = "REBOOK", _("Needs rebooking")
+        """Its time was taken by an examination that a node did on its own: a registrar finds another."""
 
     service_request = models.ForeignKey(ServiceRequest, on_delete=models.CASCADE, related_name="steps")
     device = models.ForeignKey(Device, on_delete=models.PROTECT, related_name="steps")
     scheduled_procedure_step_id = models.CharField(max_length=16, unique=True)
     slot = DateTimeRangeField()
     status = models.CharField(max_length=12, choices=Status, default=Status.SCHEDULED)
+    node_revision = models.PositiveIntegerField(default=0)
+    """The highest revision of the node's own changes of this step that was taken in; 0: the node changed nothing."""
 
     class Meta:
         constraints = [
@@ -105,7 +109,7 @@ class ScheduledProcedureStep(models.Model):
                     (Int8Range("device"), RangeOperators.OVERLAPS),
                     ("slot", RangeOperators.OVERLAPS),
                 ],
-                condition=~models.Q(status="CANCELLED"),
+                condition=~models.Q(status__in=["CANCELLED", "REBOOK"]),
             )
         ]
 
@@ -115,3 +119,64 @@ class AccessionCounter(models.Model):
 
     site = models.OneToOneField(Site, on_delete=models.CASCADE)
     next_number = models.PositiveBigIntegerField(default=1)
+
+
+class AccessionBlock(models.Model):
+    """Accession numbers that only this node gives; the site's own counter has passed them."""
+
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="+")
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="accession_blocks")
+    first = models.PositiveBigIntegerField()
+    last = models.PositiveBigIntegerField()
+    reserved_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            ExclusionConstraint(
+                name="accession_blocks_apart",
+                expressions=[
+                    (Int8Range("site"), RangeOperators.OVERLAPS),
+                    (
+                        models.Func("first", "last", models.Value("[]"), function="INT8RANGE"),
+                        RangeOperators.OVERLAPS,
+                    ),
+                ],
+            )
+        ]
+
+
+class ReturnDifference(models.Model):
+    """Something that node and centre saw differently when the node came back: what was kept, and by which rule.
+
+    ``rule`` and ``field`` name a row of ``orders.rules``. ``kept``: whose side holds now. Both values stay here, so
+    that a person can decide otherwise at any time.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open", _("Needs a decision")
+        BY_RULE = "by-rule", _("Decided by rule")
+        BY_PERSON = "by-person", _("Decided by a person")
+
+    class Side(models.TextChoices):
+        NODE = "node", _("the node")
+        CENTRE = "centre", _("the centre")
+        BOTH = "both", _("both")
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="+")
+    service_request = models.ForeignKey(ServiceRequest, null=True, on_delete=models.CASCADE, related_name="differences")
+    patient = models.ForeignKey(Patient, null=True, on_delete=models.CASCADE, related_name="+")
+    rule = models.CharField(max_length=32)
+    field = models.CharField(max_length=32, blank=True)
+    before = models.TextField(blank=True)
+    node_value = models.TextField(blank=True)
+    centre_value = models.TextField(blank=True)
+    kept = models.CharField(max_length=6, choices=Side)
+    state = models.CharField(max_length=9, choices=State, default=State.BY_RULE)
+    detail = models.JSONField(default=dict)
+    seen_at = models.DateTimeField(auto_now_add=True)
+    decided_at = models.DateTimeField(null=True)
+    decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        indexes = [models.Index(fields=["site", "state", "-seen_at"])]

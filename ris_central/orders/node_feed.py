@@ -1,5 +1,6 @@
 """What a node must know of its site: devices, schedule, people. Always sent in the transaction of the change."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 from django.db.models import QuerySet
@@ -90,10 +91,16 @@ def send_step(step: ScheduledProcedureStep) -> None:
     node = node_of(step.device)
     if node is None:
         return
+    settled = _settled([step])
     if step.status in (Status.SCHEDULED, Status.IN_PROGRESS):
-        send_command(node, Schedule(items=[worklist_item(step)]))
+        send_command(node, Schedule(items=[worklist_item(step)], settled=settled))
     else:
-        send_command(node, Schedule(removed=[step.scheduled_procedure_step_id]))
+        send_command(node, Schedule(removed=[step.scheduled_procedure_step_id], settled=settled))
+
+
+def _settled(steps: Iterable[ScheduledProcedureStep]) -> dict[str, int]:
+    """Which of the node's own revisions of these steps are taken in."""
+    return {step.scheduled_procedure_step_id: step.node_revision for step in steps if step.node_revision}
 
 
 def remove_step(node: Node, step: ScheduledProcedureStep) -> None:
@@ -116,7 +123,7 @@ def send_schedule(node: Node) -> None:
         .select_related("service_request__patient", "device__site")
         .order_by("slot")
     )
-    send_command(node, Schedule(items=[worklist_item(step) for step in steps]))
+    send_command(node, Schedule(items=[worklist_item(step) for step in steps], settled=_settled(steps)))
 
 
 def send_roster(node: Node) -> None:

@@ -8,11 +8,11 @@ from django.db.models import QuerySet
 
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, can
-from ris_central.orders.models import Device, ScheduledProcedureStep, ServiceRequest
+from ris_central.federation.models import Node
+from ris_central.orders.models import Device, ReturnDifference, ScheduledProcedureStep, ServiceRequest
+from ris_central.orders.transitions import LIVE
 from ris_central.organizations import queries as organizations
 from ris_central.organizations.models import Site
-
-LIVE = ScheduledProcedureStep.Status
 
 
 def visible_to(user: User | AnonymousUser) -> QuerySet[ServiceRequest]:
@@ -51,11 +51,7 @@ def bounds(day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
 def steps_of_day(steps: QuerySet[ScheduledProcedureStep], site: Site, day: date) -> QuerySet[ScheduledProcedureStep]:
     """Live steps of the site's devices that touch the day."""
     start, end = bounds(day, ZoneInfo(site.time_zone))
-    return (
-        steps.filter(device__site=site, slot__overlap=(start, end))
-        .exclude(status=LIVE.CANCELLED)
-        .order_by("slot", "pk")
-    )
+    return steps.filter(device__site=site, slot__overlap=(start, end), status__in=LIVE).order_by("slot", "pk")
 
 
 def first_free(device: Device, after: datetime, minutes: int) -> datetime:
@@ -66,8 +62,7 @@ def first_free(device: Device, after: datetime, minutes: int) -> datetime:
     if start < after:
         start += timedelta(minutes=5)
     taken = (
-        ScheduledProcedureStep.objects.filter(device=device, slot__endswith__gt=start)
-        .exclude(status=LIVE.CANCELLED)
+        ScheduledProcedureStep.objects.filter(device=device, slot__endswith__gt=start, status__in=LIVE)
         .order_by("slot")
         .values_list("slot", flat=True)
     )
@@ -76,3 +71,29 @@ def first_free(device: Device, after: datetime, minutes: int) -> datetime:
             break
         start = max(start, slot.upper)
     return start
+
+
+def differences_visible_to(user: User | AnonymousUser) -> QuerySet[ReturnDifference]:
+    """What nodes of the user's sites came back with, for who sees the schedule."""
+    if not isinstance(user, User) or not can(user, Capability.SEE_SCHEDULE):
+        return ReturnDifference.objects.none()
+    return ReturnDifference.objects.filter(site__in=organizations.visible_to(user)).select_related(
+        "node", "site", "service_request", "patient", "decided_by"
+    )
+
+
+def unseen_differences(user: User | AnonymousUser) -> int:
+    """How many of them no person has looked at."""
+    return differences_visible_to(user).exclude(state=ReturnDifference.State.BY_PERSON).count()
+
+
+def alone_nodes(user: User | AnonymousUser) -> QuerySet[Node]:
+    """Nodes of the user's sites that have accession numbers of their own."""
+    nodes = Node.objects.filter(site__in=organizations.visible_to(user), revoked_at=None)
+    return nodes.filter(accession_blocks__isnull=False).distinct().select_related("site")
+
+
+def to_rebook(user: User | AnonymousUser, site: Site) -> QuerySet[ScheduledProcedureStep]:
+    """Bookings that lost their time and need another."""
+    lost = ScheduledProcedureStep.Status.REBOOK
+    return steps_visible_to(user).filter(service_request__site=site, status=lost).order_by("slot")

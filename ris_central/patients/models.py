@@ -17,6 +17,8 @@ class Patient(models.Model):
     birth_date = models.DateField(null=True)
     sex = models.CharField(max_length=1, blank=True)
     phone = models.CharField(max_length=64, blank=True)
+    merged_into = models.ForeignKey("self", null=True, on_delete=models.PROTECT, related_name="+")
+    """The same person under another row, which has all that was here; until the merge is undone."""
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -59,3 +61,18 @@ class CareLink(models.Model):
     reason = models.CharField(max_length=128)
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField()
+
+
+class PatientMerge(models.Model):
+    """Two rows turned out to be one person. ``moved``: keys by model and field, so that it can be undone exactly."""
+
+    source = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="+")
+    target = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="+")
+    moved = models.JSONField(default=dict)
+    merged_at = models.DateTimeField(auto_now_add=True)
+    undone_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["source"], condition=models.Q(undone_at=None), name="merged_once_at_a_time")
+        ]

@@ -20,13 +20,14 @@ def visible_to(user: User | AnonymousUser) -> QuerySet[Patient]:
     """Patients on file at a site of the user, and those opened to them; all for the administrator."""
     if not isinstance(user, User) or not can(user, Capability.SEE_PATIENTS):
         return Patient.objects.none()
+    live = Patient.objects.filter(merged_into=None)
     if can(user, Capability.ADMINISTER):
-        return Patient.objects.all()
+        return live
     mine = Membership.objects.filter(user=user).values("site_id")
     seen = Q(Exists(SiteRegistration.objects.filter(patient=OuterRef("pk"), site__in=mine)))
     for keys in listeners.grants_of(user):
         seen |= Q(pk__in=keys)
-    return Patient.objects.filter(seen)
+    return live.filter(seen)
 
 
 def split_date(text: str) -> tuple[str, date | None]:
@@ -69,7 +70,7 @@ def find_in_region(user: User, text: str) -> QuerySet[Patient]:
         return Patient.objects.none()
     words, born = split_date(text)
     if born and any(len(word) >= 3 for word in fold(words).split()):
-        return search(Patient.objects.all(), text)
+        return search(Patient.objects.filter(merged_into=None), text)
     value = text.strip()
     return Patient.objects.filter(identifiers__value=value) if value else Patient.objects.none()
 
@@ -78,4 +79,4 @@ def alike(name: str, birth_date: date | None) -> QuerySet[Patient]:
     """Patients who may be the same person: names that sound alike in any spelling, and the same birth date."""
     if birth_date is None:
         return Patient.objects.none()
-    return Patient.objects.filter(name_latin=latin_key(name), birth_date=birth_date)
+    return Patient.objects.filter(name_latin=latin_key(name), birth_date=birth_date, merged_into=None)

@@ -12,6 +12,8 @@ class ReportingConfig(AppConfig):
     def ready(self) -> None:
         """Put the report's state into the worklist and the editor onto the study page."""
         from ris_central.catalogue import listeners  # noqa: PLC0415  models are loaded only now
+        from ris_central.federation.listeners import on_event  # noqa: PLC0415
+        from ris_central.reporting import node_drafts  # noqa: PLC0415
         from ris_central.reporting.models import Report  # noqa: PLC0415
         from ris_central.reporting.views import panel_context  # noqa: PLC0415
 
@@ -26,3 +28,5 @@ class ReportingConfig(AppConfig):
         listeners.add_worklist_filter("draft", _("Report in draft"), Q(report_status__in=drafts))
         listeners.add_worklist_filter("signed", _("Report signed"), Q(report_status__in=signed))
         listeners.add_panel("reporting/_panel.html", panel_context, 10)
+        on_event("report.draft", node_drafts.take)
+        listeners.on_study_changed(node_drafts.adopt_waiting)

@@ -5,6 +5,8 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from ris_central.catalogue.models import Study
+from ris_central.federation.models import Node
+from ris_central.orders.models import ReturnDifference
 
 
 class Report(models.Model):
@@ -87,3 +89,39 @@ class ReportDocument(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["report", "kind", "number"], name="report_document_once")]
+
+
+class NodeDraft(models.Model):
+    """A draft that was written at a node, as last heard of. Its text stays here whatever becomes of it.
+
+    ``report_version``: the version of the report that this text became; while nobody has written since, a newer text
+    of the node follows it. ``author_name`` is the user name at the node; ``author`` who that is here.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting", _("The study is not here yet")
+        TAKEN = "taken", _("Is in the report")
+        BESIDE = "beside", _("Stands beside the report")
+        FOREIGN = "foreign", _("Its author may not report here")
+        SETTLED = "settled", _("Dealt with")
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="+")
+    study = models.ForeignKey(Study, null=True, on_delete=models.CASCADE, related_name="node_drafts")
+    study_instance_uid = models.CharField(max_length=64, db_index=True)
+    dicom_patient_id = models.CharField(max_length=64, blank=True)
+    author_name = models.CharField(max_length=150)
+    author = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")
+    version = models.PositiveIntegerField()
+    findings = models.TextField(blank=True)
+    conclusion = models.TextField(blank=True)
+    saved_at = models.DateTimeField()
+    state = models.CharField(max_length=8, choices=State, default=State.WAITING)
+    report_version = models.PositiveIntegerField(default=0)
+    difference = models.ForeignKey(ReturnDifference, null=True, on_delete=models.SET_NULL, related_name="+")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node", "study_instance_uid", "dicom_patient_id", "author_name"], name="node_draft_once"
+            )
+        ]

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, redirect
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
@@ -15,8 +16,8 @@ from ris_central.audit.actions import record_view
 from ris_central.catalogue.models import Study
 from ris_central.catalogue.queries import visible_to as visible_studies
 from ris_central.catalogue.views import the_user, visible_study
-from ris_central.reporting import actions, queries
-from ris_central.reporting.models import Report, ReportDocument
+from ris_central.reporting import actions, node_drafts, queries
+from ris_central.reporting.models import NodeDraft, Report, ReportDocument
 from ris_central.reporting.permissions import may_write
 from ris_central.reporting.snippets import snippets_for
 from ris_central.reporting.transitions import SIGNED
@@ -30,11 +31,13 @@ def panel_context(request: HttpRequest, study: Study) -> dict[str, Any] | None:
     writes = may_write(user, study)
     if report is None and not writes:
         return None
+    beside = [NodeDraft.State.BESIDE, NodeDraft.State.FOREIGN]
     is_signed = report is not None and report.status in SIGNED
     return {
         "report": report,
         "is_signed": is_signed,
         "may_write": writes,
+        "node_drafts": study.node_drafts.filter(state__in=beside).select_related("author", "node") if writes else [],
         "addenda": report.addenda.select_related("author").order_by("pk") if report and is_signed else [],
         "documents": report.documents.order_by("number", "kind") if report and is_signed else [],
         "snippets": snippets_for(study, getattr(request, "LANGUAGE_CODE", "ru")) if writes and not is_signed else [],
@@ -63,6 +66,26 @@ def sign(request: HttpRequest, pk: int) -> HttpResponse:
     except PermanentError as error:
         return refusal(error)
     return JsonResponse(as_json(report))
+
+
+@requires(Capability.REPORT)
+@require_POST
+def node_draft(request: HttpRequest, pk: int, draft: int) -> HttpResponse:
+    """What becomes of a text that was written at a node beside the one here."""
+    study, user = _study_of(request, pk), the_user(request)
+    found = get_object_or_404(NodeDraft, pk=draft, study=study)
+    version = request.POST.get("version", "0")
+    try:
+        node_drafts.settle(
+            found,
+            user,
+            request.POST.get("choice", ""),
+            version=int(version) if version.isdecimal() else 0,
+            request=request,
+        )
+    except PermanentError as error:
+        messages.error(request, sentence(error))
+    return redirect("study", pk)
 
 
 @requires(Capability.REPORT)

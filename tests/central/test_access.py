@@ -47,7 +47,7 @@ PERMITTED = {
     ],
     EVERYBODY + "*": ["api-image-tokens"],
     "G": ["patient_new", "patient_edit", "book", "patient_choice", "api-orders-cancel"],
-    "RGA": ["schedule", "step", "api-orders-list", "api-orders-detail"],
+    "RGA": ["schedule", "step", "returned", "api-orders-list", "api-orders-detail"],
     "RGIA": ["api-devices-list", "api-devices-detail"],
     "IA": [
         "site_mirror_send",
@@ -67,7 +67,16 @@ PERMITTED = {
         *("site_new", "join_code", "audit", "audit_verify", "api-audit-list"),
         *("hl7_receiver_new", "hl7_receiver"),
     ],
-    "R": ["report_save", "report_sign", "report_addendum", "api-reports-addenda", "consult_ask", "consult_cancel"],
+    "GA": ["returned_decide"],
+    "R": [
+        "report_node_draft",
+        "report_save",
+        "report_sign",
+        "report_addendum",
+        "api-reports-addenda",
+        "consult_ask",
+        "consult_cancel",
+    ],
     "RE": [
         *("consults", "consult", "api-consults-list", "api-consults-detail"),
         *("api-consults-conclude", "api-consults-opinion", "api-consults-take"),

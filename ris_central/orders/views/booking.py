@@ -177,7 +177,7 @@ def step(request: HttpRequest, pk: int) -> HttpResponse:
         "zone": zone,
         "form": form,
         "refused": refused,
-        "can_move": may_book and found.status == Status.SCHEDULED,
+        "can_move": may_book and found.status in (Status.SCHEDULED, Status.REBOOK),
         "can_cancel": may_book and found.status == Status.SCHEDULED and Status.CANCELLED in STEP[found.status],
     }
     return render(request, "orders/step.html", context, status=409 if refused else 422 if form.errors else 200)

@@ -52,6 +52,8 @@ def schedule(request: HttpRequest) -> HttpResponse:
     context: dict[str, Any] = {"sites": sites, "site": site, "patient": known_patient(request)}
     if site is not None:
         context |= _day(request, site)
+        context["rebook"] = list(queries.to_rebook(request.user, site)[:20])
+        context["differences"] = queries.unseen_differences(request.user)
     template = "orders/_day.html" if request.headers.get("HX-Request") else "orders/schedule.html"
     return render(request, template, context)
 
