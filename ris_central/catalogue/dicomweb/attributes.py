@@ -5,6 +5,7 @@ Source: PS3.18 F.2, PS3.18 10.6.3.3
 
 from typing import Any
 
+from ris_central.catalogue.dicomweb.holding import Holding
 from ris_central.catalogue.models import Series, Study
 
 Attributes = dict[str, dict[str, Any]]
@@ -31,9 +32,8 @@ def of_study(study: Study, patient_id: str, series_count: int, root: str) -> Att
         "00080020": element("DA", study.study_date),
         "00080030": element("TM", study.study_time),
         "00080050": element("SH", study.accession_number),
-        # What only a PACS outside the region lists must be fetched from there.
-        "00080056": element("CS", "ONLINE" if study.instances_known else "NEARLINE"),
         "00080061": element("CS", *study.modalities),
+        "00080080": element("LO", study.institution_name),
         "00080090": element("PN", study.referring_physician_name),
         "00081030": element("LO", study.study_description),
         "00081190": element("UR", f"{root}/studies/{study.study_instance_uid}"),
@@ -63,4 +63,22 @@ def of_series(series: Series, study_instance_uid: str, root: str) -> Attributes:
         "0020000E": element("UI", series.series_instance_uid),
         "00200011": element("IS", series.series_number),
         "00201209": element("IS", series.instance_count),
+    }
+
+
+PRIVATE_CREATOR = "REGIS"
+
+
+def of_holders(holding: Holding, *, listed_elsewhere: bool = False) -> Attributes:
+    """Who holds it: AE titles, how quickly it can be had, and, in a private block, names of nodes and their counts.
+
+    ``listed_elsewhere``: a PACS outside the region lists it; what only that has must be fetched from there.
+    """
+    is_foreign = listed_elsewhere and not holding.nodes
+    return {
+        "00080054": element("AE", *(node.ae_title for node, _ in holding.nodes)),
+        "00080056": element("CS", "NEARLINE" if is_foreign else holding.availability),
+        "00090010": element("LO", PRIVATE_CREATOR),
+        "00091001": element("LO", *(node.name for node, _ in holding.nodes)),
+        "00091002": element("IS", *(count for _, count in holding.nodes)),
     }
