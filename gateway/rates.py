@@ -11,7 +11,7 @@ PIECE: Final = 1 << 16
 """Bytes that are asked for at once; what is capped flows evenly at this grain."""
 _BURST_SECONDS: Final = 0.5
 _METER_SECONDS: Final = 30.0
-_LONGEST_WAIT: Final = 1.0
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.001, 1.0
 
 
 class Throttle:
@@ -45,7 +45,7 @@ class Throttle:
             self._refill()
             self._tokens -= count  # a debt that later ones wait for as well, so all threads together keep the cap
         while (wait := self._debt_seconds()) > 0:
-            self._sleep(min(wait, _LONGEST_WAIT))
+            self._sleep(min(max(wait, _SHORTEST_WAIT), _LONGEST_WAIT))
 
     def _debt_seconds(self) -> float:
         with self._lock:
