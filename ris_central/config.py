@@ -39,6 +39,18 @@ class CentreConfig(BaseSettings):
     """For messages without MSH-18: a value of table 0211, or ``auto`` (UTF-8 where valid, else Windows-1251)."""
     hl7_default_site: str = ""
     """Code of the site whose messages name no site of the region; empty: such messages are refused."""
+    smtp_url: str = ""
+    """Where alerts are mailed by: ``smtp://user:password@host:25``, ``smtps://…`` or ``smtp+starttls://…``."""
+    mail_from: str = "regis@localhost"
+    alert_silent_minutes: int = 5
+    alert_queue_minutes: int = 120
+    """Something that waits longer at a node to be mirrored raises an alert."""
+    alert_disk_days: float = 14
+    alert_backup_hours: int = 48
+    inbox_retention_days: int = 30
+    """How long events of nodes and applied commands are kept; what could not be applied stays."""
+    metrics_token: str = ""
+    """When set, ``/metrics`` is given only with it as bearer token."""
     vendor_dir: Path = Path("var/vendor")
     debug: bool = False
 

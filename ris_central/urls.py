@@ -6,7 +6,8 @@ from drf_spectacular.views import SpectacularAPIView
 from ris_central.accounts.api import ApiRouter, MeView
 from ris_central.accounts.views import bad_request, not_found, permission_denied, server_error
 from ris_central.audit.api import AuditEventViewSet
-from ris_central.monitoring.views import healthz, metrics
+from ris_central.monitoring.metrics import metrics
+from ris_central.monitoring.views import healthz
 from ris_central.orders.api import DeviceViewSet, OrderViewSet
 from ris_central.organizations.api import SiteViewSet
 from ris_central.patients.api import PatientViewSet

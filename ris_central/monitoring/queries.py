@@ -1,5 +1,6 @@
 """The state of sites, nodes and of the centre itself."""
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,7 +9,7 @@ import redis
 from django.conf import settings
 from django.core.cache import cache
 from django.db import DatabaseError, connection
-from django.db.models import Count, QuerySet, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -16,7 +17,7 @@ from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, can
 from ris_central.catalogue.models import Study
 from ris_central.federation.models import Node
-from ris_central.monitoring.models import RefusedAssociation
+from ris_central.monitoring.models import Alert, RefusedAssociation
 from ris_central.organizations import queries as organizations
 from ris_central.organizations.models import Site
 
@@ -25,6 +26,7 @@ HEARTBEAT_KEY = "regis:worker-heartbeat"
 HEARTBEAT_SECONDS = 10
 LOW_DISK = 5 * 10**9
 SKEW_SECONDS = 60
+_SUMS_KEY = "regis:site-sums"
 
 
 def nodes_visible_to(user: User) -> QuerySet[Node]:
@@ -37,6 +39,14 @@ def nodes_visible_to(user: User) -> QuerySet[Node]:
 def refused_visible_to(user: User) -> QuerySet[RefusedAssociation]:
     """Peers refused at these nodes and not admitted since."""
     return RefusedAssociation.objects.filter(node__in=nodes_visible_to(user), admitted_at=None).select_related("node")
+
+
+def alerts_visible_to(user: User) -> QuerySet[Alert]:
+    """Alerts of the nodes of who asks, newest first; those of the centre itself for who administers it."""
+    mine = Q(node__in=nodes_visible_to(user))
+    if can(user, Capability.ADMINISTER):
+        mine |= Q(node=None)
+    return Alert.objects.filter(mine).select_related("node__site").order_by("-opened_at")
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,25 @@ class NodeState:
     clock_skew: int | None
 
     @property
+    def backed_up_at(self) -> datetime | None:
+        """When it was backed up last, as it says."""
+        return self._moment("backed_up_at")
+
+    @property
+    def certificate_until(self) -> datetime | None:
+        """When its TLS certificate ends."""
+        return self._moment("certificate_until")
+
+    @property
+    def roster_until(self) -> datetime | None:
+        """When its list of people ends."""
+        return self._moment("roster_until")
+
+    def _moment(self, name: str) -> datetime | None:
+        told = (self.node.status or {}).get(name)
+        return parse_datetime(told) if isinstance(told, str) else None
+
+    @property
     def low_disk(self) -> bool:
         """Less than 5 GB are left."""
         return self.free_bytes is not None and self.free_bytes < LOW_DISK
@@ -69,7 +98,9 @@ def state_of(node: Node, now: datetime | None = None) -> NodeState:
     now = now or timezone.now()
     told: dict[str, Any] = node.status or {}
     clock = parse_datetime(str(told.get("clock", ""))) if told else None
-    skew = round((clock - node.last_seen_at).total_seconds()) if clock and node.last_seen_at else None
+    skew = node.clock_skew_seconds  # also of a node whose signatures are refused because of its clock
+    if skew is None and clock and node.last_seen_at:
+        skew = round((clock - node.last_seen_at).total_seconds())
     found = NodeState(
         node=node,
         state="ok",
@@ -110,19 +141,28 @@ class SiteState:
         return 100 * self.instances_safe // self.instances_known if self.instances_known else 100
 
 
+def _sums() -> dict[int, dict[str, int]]:
+    """By site: known and safe instances, studies. As it is now while that is quickly counted; of a big region as it
+    was a while ago, so that looking never takes more than a fiftieth of the time.
+    """
+    if (kept := cache.get(_SUMS_KEY)) is not None:
+        return dict(kept)
+    began = time.monotonic()
+    rows = Study.objects.order_by().values("site")
+    rows = rows.annotate(known=Sum("instances_known"), safe=Sum("instances_safe"), studies=Count("pk"))
+    found = {row["site"]: row for row in rows}
+    if (took := time.monotonic() - began) > 0.1:
+        cache.set(_SUMS_KEY, found, min(600, int(50 * took)))
+    return found
+
+
 def site_states(user: User) -> list[SiteState]:
     """Every site that who asks may see."""
     sites = organizations.visible_to(user) if can(user, Capability.SEE_SITES) else Site.objects.none()
     sites = sites.annotate(
         people=Count("memberships", distinct=True), device_count=Count("devices", distinct=True)
     ).order_by("name")
-    sums = {
-        row["site"]: row
-        for row in Study.objects.filter(site__in=sites)
-        .values("site")
-        .annotate(known=Sum("instances_known"), safe=Sum("instances_safe"), studies=Count("pk"))
-        .order_by()
-    }
+    sums = _sums()
     nodes: dict[int, list[NodeState]] = {}
     for node in nodes_visible_to(user).order_by("name"):
         nodes.setdefault(node.site_id, []).append(state_of(node))

@@ -1,10 +1,6 @@
 """The sites page, new sites and join codes, refused peers; health and metrics for machines."""
 
-from typing import Any
-
-import redis
 from django.contrib import messages
-from django.db.models import Sum
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.text import slugify
@@ -13,8 +9,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, requires
-from ris_central.audit.models import AuditEvent
-from ris_central.catalogue.models import Study
 from ris_central.federation.actions import create_join_code
 from ris_central.federation.models import Node
 from ris_central.monitoring import actions, queries
@@ -120,37 +114,3 @@ def healthz(request: HttpRequest) -> HttpResponse:
     parts = queries.health()
     serves = parts["database"] and parts["redis"]
     return JsonResponse({"status": "ok" if serves else "failed", **parts}, status=200 if serves else 503)
-
-
-@require_GET
-def metrics(request: HttpRequest) -> HttpResponse:
-    """Prometheus text, without names."""
-    lines: list[str] = []
-
-    def metric(name: str, about: str, values: list[tuple[str, Any]]) -> None:
-        lines.extend([f"# HELP regis_{name} {about}", f"# TYPE regis_{name} gauge"])
-        lines.extend(f"regis_{name}{labels} {value}" for labels, value in values)
-
-    parts = queries.health()
-    metric("up", "Whether a part answers", [(f'{{part="{part}"}}', int(up)) for part, up in parts.items()])
-    if parts["database"]:
-        totals = Study.objects.aggregate(known=Sum("instances_known"), safe=Sum("instances_safe"))
-        metric("studies", "Studies in the catalogue", [("", Study.objects.count())])
-        metric("instances_known", "Instances known to the region", [("", totals["known"] or 0)])
-        metric("instances_safe", "Instances safe at the archive", [("", totals["safe"] or 0)])
-        metric("audit_unsealed", "Audit rows not chained yet", [("", AuditEvent.objects.filter(sequence=None).count())])
-        states = [queries.state_of(node) for node in Node.objects.filter(revoked_at=None).exclude(joined_at=None)]
-        for name, about, value in (
-            ("node_up", "Whether the node was heard of lately", lambda s: int(s.state in ("ok", "warn"))),
-            ("node_events_waiting", "Events waiting at the node", lambda s: s.events_waiting),
-            ("node_deliveries_waiting", "Deliveries waiting at the node", lambda s: s.deliveries_waiting),
-            ("node_oldest_waiting_seconds", "Age of the oldest waiting", lambda s: s.oldest_waiting_seconds),
-            ("node_free_bytes", "Free disk of the node", lambda s: s.free_bytes if s.free_bytes is not None else "NaN"),
-        ):
-            metric(name, about, [(f'{{node="{state.node.name}"}}', value(state)) for state in states])
-    if parts["redis"]:
-        try:
-            metric("tasks_waiting", "Tasks waiting for a worker", [("", queries.queue_length())])
-        except redis.RedisError:
-            metric("tasks_waiting", "Tasks waiting for a worker", [("", "NaN")])
-    return HttpResponse("\n".join(lines) + "\n", content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -50,6 +50,7 @@ PERMITTED = {
     "RGA": ["schedule", "step", "returned", "api-orders-list", "api-orders-detail"],
     "RGIA": ["api-devices-list", "api-devices-detail"],
     "IA": [
+        "event_retry",
         "site_mirror_send",
         "site_mirror_compare",
         "site_difference",
@@ -60,12 +61,16 @@ PERMITTED = {
         "hl7",
         "hl7_send_now",
     ],
-    "RIA": ["sites", "site", "site_mirror"],
+    "RIA": ["node", "node_configuration", "region", "region_csv", "alerts", "sites", "site", "site_mirror"],
     "A": [
         "site_storage_model",
         *("people", "person_new", "person", "person_password", "person_active"),
         *("site_new", "join_code", "audit", "audit_verify", "api-audit-list"),
         *("hl7_receiver_new", "hl7_receiver"),
+        *("node_rotate", "node_revoke", "node_audit", "configuration_restore", "node_configuration_follow"),
+        *("node_configuration_edit", "node_configuration_json", "alert_channel_new", "alert_channel"),
+        *("alert_channel_test", "alert_channel_remove", "region_configuration"),
+        *("region_configuration_edit", "region_configuration_json"),
     ],
     "GA": ["returned_decide"],
     "R": [
