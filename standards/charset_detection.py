@@ -79,6 +79,8 @@ _MIXED: Final = -8.0
 _ACCENTED: Final = -3.5
 _SECOND_ACCENTED: Final = -3.0
 _ENOUGH_LETTERS: Final = 3
+_BELIEVED: Final = 2.0
+"""What is declared needs less proof."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,9 @@ def detect(values: Iterable[bytes], declared: str | Sequence[str] | None) -> Det
         return None
     said = _JUDGED[terms[0]]
     scores = {name: _score(beyond, name) for name in dict.fromkeys((*CANDIDATES, said))}
-    possible = {name: score for name, score in scores.items() if score is not None}
+    possible = {
+        name: score + (_BELIEVED if name == said else 0.0) for name, score in scores.items() if score is not None
+    }
     if said == "utf_8" and said in possible:
         return None  # what decodes as UTF-8 by chance hardly exists
     if not possible:
@@ -152,10 +156,11 @@ def _score(values: list[bytes], name: str) -> float | None:
 
 def _text_score(text: str) -> float:
     total = 0.0
-    for char in text:
+    for before, char, after in zip(f" {text}", text, f"{text[1:]} ", strict=False):
         if char.isascii() or char.isalpha():
             continue
-        total += 0.0 if char in _KNOWN_SIGNS else _STRANGE_SIGN
+        within_word = after.isalpha() and (before.isalpha() or char == "№")
+        total += 0.0 if char in _KNOWN_SIGNS and not within_word else _STRANGE_SIGN
     for word in _WORD.findall(text):
         if not word.isascii():
             total += _word_score(word)

@@ -1,14 +1,12 @@
 """The rules that hold now: read again when the file changes; a broken file changes nothing but is said loudly."""
 
-import contextlib
-import shutil
 import threading
 from pathlib import Path
 
 import structlog
 
 from gateway.proxy import rules
-from gateway.proxy.journal import Journal
+from gateway.proxy.journal import Journal, write_whole
 from gateway.proxy.rules import Rules
 from standards.errors import PermanentError
 
@@ -53,8 +51,10 @@ class RulesFile:
             except (PermanentError, OSError) as error:
                 return self._broken(error)
             self._seen, self._rules = seen, read
-            with contextlib.suppress(OSError):  # a full disk must not stop good rules
-                shutil.copyfile(self._path, self._last_good)
+            try:
+                write_whole(self._last_good, self._path.read_text(encoding="utf-8"))
+            except OSError as error:  # a full disk must not stop good rules
+                self._journal.event("rules-not-kept", error=error.strerror or type(error).__name__)
             self._journal.facts["rules"] = {"state": "good", "path": str(self._path), "rules": len(read.rules)}
             log.info("rules-read", path=str(self._path), rules=len(read.rules))
             return True
