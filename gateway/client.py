@@ -50,12 +50,12 @@ def connect(base_url: str, timeout: float = 30.0) -> httpx.Client:
 
 
 @cache
-def _socket_options() -> list[tuple[int, int, int | bytes]]:
+def _socket_options() -> list[tuple[int, int, int] | tuple[int, int, bytes]]:
     """No waiting for full segments; and BBR where the kernel lets us, which does not take lost packets for a full line.
 
     Source: tcp(7), TCP_CONGESTION
     """
-    options: list[tuple[int, int, int | bytes]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    options: list[tuple[int, int, int] | tuple[int, int, bytes]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     if not hasattr(socket, "TCP_CONGESTION"):
         return options
     wanted = (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")

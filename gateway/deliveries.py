@@ -54,7 +54,7 @@ def record_proof(delivery: Delivery, proof: Proof) -> None:
     strength = Delivery.Proof.values.index
     if row is None or (row.proof and row.status in Delivery.CLOSED and strength(row.proof) > strength(proof.name)):
         return
-    is_receipt = proof.name == Delivery.Proof.RECEIPT
+    is_receipt = proof.name == "receipt"
     row.status = Delivery.Status.RECEIPTED if is_receipt else Delivery.Status.DELIVERED
     row.proof = proof.name
     row.receipt = proof.evidence

@@ -141,7 +141,7 @@ def _segment(kind: int, flags: int, raw_length: int, payload: bytes | bytearray 
 
 def _squeezed(raw: memoryview) -> bytes:
     if len(raw) >= _LEAST:
-        shorter = imagecodecs.zstd_encode(raw, level=_ZSTD_LEVEL)
+        shorter = imagecodecs.zstd_encode(bytes(raw), level=_ZSTD_LEVEL)
         if len(shorter) < len(raw) * _WORTH:
             return _segment(_ZSTD, 0, len(raw), shorter)
     return _segment(_PLAIN, 0, len(raw), raw)
@@ -199,10 +199,10 @@ def _restored(kind: int, flags: int, raw_length: int, payload: memoryview) -> by
         if kind == _PLAIN:
             return payload
         if kind == _ZSTD:
-            return bytes(imagecodecs.zstd_decode(payload, out=bytearray(raw_length)))
+            return bytes(imagecodecs.zstd_decode(bytes(payload), out=bytearray(raw_length)))
         if kind == _JPEG_LS:
             _check_dimensions(payload, flags, raw_length)
-            values = _turned(imagecodecs.jpegls_decode(payload), flags)
+            values = _turned(imagecodecs.jpegls_decode(bytes(payload)), flags)
             return values.astype(_dtype(flags), copy=False).tobytes()
     except _BROKEN as error:
         raise TransientError("not-restored", f"{type(error).__name__}: {error}"[:120]) from error

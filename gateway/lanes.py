@@ -67,7 +67,6 @@ class Lane:
         self._connections = connections
         self._flow = traffic.of(name)
         self._lock = threading.RLock()
-        self._state: JoinState | None = None
         self._place: Place = None
         self._line: Line | None = None
         self._busy: set[int] = set()
@@ -78,13 +77,10 @@ class Lane:
     def update(self, state: JoinState, place: Place, policy: MirrorPolicy) -> None:
         """How the destination is reached now; more threads if it bears more."""
         with self._lock:
-            is_peer = isinstance(place, Peer)
-            if is_peer and (
-                self._line is None or self._line.peer.url != place.url or self._line.peer.name != place.name
-            ):
-                self._line = Line(state, place, self._connections.to(place.url))
-            self._state, self._place = state, place
-            if self._line is not None and is_peer:
+            self._place = place
+            if isinstance(place, Peer):
+                if self._line is None or self._line.peer.url != place.url:
+                    self._line = Line(state, place, self._connections.to(place.url))
                 self._line.state, self._line.peer, self._line.compress = state, place, policy.compress
         for number in range(len(self.loops), self._threads()):
             loop = Loop(f"{self.name}-{number}", self.step, self.stopping)

@@ -191,7 +191,9 @@ def _held(rows: QuerySet[Delivery]) -> list[Held]:
         .annotate(instances=Count("pk"), bytes=Sum("size"))
     )
     return [
-        Held(reason=row["held_by"], until=row["held_until"], instances=row["instances"], size=row["bytes"])
+        Held.model_validate(
+            {"reason": row["held_by"], "until": row["held_until"], "instances": row["instances"], "size": row["bytes"]}
+        )
         for row in groups
     ]
 
@@ -214,7 +216,7 @@ def progress_of(study_instance_uid: str, destination: str) -> dict[str, Any]:
         "study_instance_uid": study_instance_uid,
         "destination": destination,
         **counts,
-        "last_error": trouble or "",
+        "last_error": trouble or (flow.trouble[:255] if left > 0 else ""),
         "under_way_bytes": under_way,
         "held": [it.model_dump(mode="json") for it in held],
         "proofs": dict(rows.filter(status__in=Delivery.CLOSED).values_list("proof").annotate(Count("pk"))),

@@ -53,6 +53,8 @@ class MachineInTheMiddle:
         certificate, key = ensure_certificate(folder, "middle")
         self.behaviour: Behaviour = honest
         self.upstream = ""
+        self.is_old = False
+        """Whether it passes for a node that takes whole files only."""
         self.passages: list[Passage] = []
         self._lock = threading.Lock()
         self._trust = ssl.create_default_context(cafile=str(folder / "ca.pem"))
@@ -66,7 +68,9 @@ class MachineInTheMiddle:
                 self._answer(middle._pass(self.path, body, dict(self.headers)))
 
             def do_GET(self) -> None:
-                self._answer(middle._forward("GET", self.path, None, dict(self.headers)))
+                is_unknown = middle.is_old and self.path.startswith("/gateway/v1/wire")
+                said = dict(self.headers)
+                self._answer(Answer(404) if is_unknown else middle._forward("GET", self.path, None, said))
 
             def _answer(self, answer: Answer) -> None:
                 if answer.status == 0:

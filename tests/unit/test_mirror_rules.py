@@ -149,7 +149,12 @@ def test_threads_share_one_cap() -> None:
 
     throttle = Throttle(clock, sleep)
     throttle.set(100_000)
-    threads = [threading.Thread(target=lambda: [throttle.take(10_000) for _ in range(5)]) for _ in range(4)]
+
+    def take() -> None:
+        for _ in range(5):
+            throttle.take(10_000)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

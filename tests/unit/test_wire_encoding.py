@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -42,7 +43,7 @@ def stored(
     random = np.random.default_rng(seed)
     image = Dataset()
     image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = syntax
+    image.file_meta.TransferSyntaxUID = UID(syntax)
     image.SOPClassUID = CTImageStorage
     image.SOPInstanceUID, image.StudyInstanceUID, image.SeriesInstanceUID = new_uid(), new_uid(), new_uid()
     image.Rows, image.Columns, image.SamplesPerPixel = rows, columns, samples

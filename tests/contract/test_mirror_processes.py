@@ -1,0 +1,344 @@
+"""Large instances, rules and several destinations between real processes: what is cut goes on where it stopped."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.processes import wait_until
+from standards.uids import new_uid
+from tests.contract.region import NodeUnderTest, Region, make_instance, make_series, region
+from tests.contract.tampering import HANG_UP, Answer, MachineInTheMiddle, Passage, honest
+
+pytestmark = pytest.mark.timeout(900)
+
+CHUNK = 4 << 20
+
+
+def make_large(folder: Path, *, side: int) -> tuple[str, str, int]:
+    """One image of ``side`` × ``side`` pixels: study, instance, and how many chunks it goes in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = make_instance(study=new_uid(), size=side)
+    path = folder / f"{image.SOPInstanceUID}.dcm"
+    image.save_as(path, enforce_file_format=True)
+    return str(image.StudyInstanceUID), str(image.SOPInstanceUID), -(-path.stat().st_size // CHUNK)
+
+
+class Setup:
+    """A clinic that mirrors to an archive through a machine in the middle; each test uses studies of its own."""
+
+    def __init__(self, made: Region, middle: MachineInTheMiddle) -> None:
+        self.region, self.middle = made, middle
+        self.archive = made.add_node("archive", "archive", federation_url=f"https://127.0.0.1:{middle.port}")
+        self.clinic = made.add_node("clinic", "clinic")
+        middle.upstream = f"https://127.0.0.1:{self.archive.https_port}"
+
+    def start(self) -> None:
+        codes = self.region.prepare(("centre", "archive", "archive"), ("a", "clinic", "clinic"))
+        self.region.start_centre()
+        self.region.join(self.archive, codes["archive"])
+        self.region.join(self.clinic, codes["clinic"])
+        self.region.start_pacs(self.archive)
+        self.archive.gateway.start()
+        self.clinic.gateway.start()
+
+    def rows(self, study: str, destination: str = "archive") -> list[tuple[object, ...]]:
+        return self.clinic.query(
+            "SELECT status, held_by, last_error FROM gateway_delivery WHERE study_instance_uid = ? AND destination = ?",
+            study,
+            destination,
+        )
+
+    def wait(self, study: str, count: int, *, destination: str = "archive", seconds: float = 240) -> None:
+        def done() -> bool:
+            return [row[0] for row in self.rows(study, destination)] == ["receipted"] * count
+
+        try:
+            wait_until(done, seconds, f"{count} receipts")
+        except TimeoutError:
+            pytest.fail(f"{self.rows(study, destination)[:5]}\n{self.region.last_words()}")
+
+    def chunks(self, uid: str) -> list[int]:
+        """Which chunks of an instance passed the middle, in their order."""
+        return [p.index for p in list(self.middle.passages) if p.uid == uid and p.index is not None]
+
+    def assert_same_at_both_ends(self, uids: list[str]) -> None:
+        at_clinic, at_archive = self.clinic.held(), self.archive.held()
+        assert {uid: at_archive.get(uid) for uid in uids} == {uid: at_clinic[uid] for uid in uids}
+
+    def configure(self, **mirror: object) -> None:
+        """Have the centre push other rules of the mirror, and wait until they are there."""
+        before = self.clinic.query("SELECT last_command_seq FROM gateway_joinstate")[0][0]
+        self.region.send("clinic", {"type": "configuration", "version": int(time.time()), "mirror": mirror})
+        wait_until(
+            lambda: self.clinic.query("SELECT last_command_seq FROM gateway_joinstate")[0][0] != before, 60, "applied"
+        )
+
+    def told(self, study: str) -> dict[str, object]:
+        """The last the centre heard of the ledger about a study."""
+        rows = self.region.ask(
+            "SELECT body FROM federation_inboxevent WHERE type = 'delivery.progress'"
+            " AND body->>'study_instance_uid' = %s ORDER BY id DESC LIMIT 1",
+            study,
+        )
+        return dict(rows[0][0]) if rows else {}  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
+    directory = tmp_path_factory.mktemp("region")
+    with region(directory) as made:
+        middle = MachineInTheMiddle(directory / "tls")
+        setup = Setup(made, middle)
+        setup.start()
+        yield setup
+        middle.stop()
+
+
+@pytest.fixture
+def setup(shared: Setup) -> Iterator[Setup]:
+    shared.middle.behaviour = honest
+    shared.region.wait_for_pacs(shared.archive)
+    yield shared
+    shared.middle.behaviour = honest
+
+
+def lose(passage: Passage) -> Answer:
+    """Every other chunk is lost on its way, the rest loses its answer."""
+    if passage.attempt > 1 or passage.index is None:
+        return passage.forward()
+    if passage.index % 2 == 0:
+        passage.forward()
+    return HANG_UP
+
+
+def deliver_twice(passage: Passage) -> Answer:
+    first = passage.forward()
+    assert passage.forward() == first
+    return first
+
+
+class Reorder:
+    """Chunks arrive last first: each waits until the one after it has passed, or for a second."""
+
+    def __init__(self) -> None:
+        self.passed = threading.Condition()
+        self.seen: set[int] = set()
+
+    def __call__(self, passage: Passage) -> Answer:
+        if passage.index is None:
+            return passage.forward()
+        with self.passed:
+            self.passed.wait_for(lambda: (passage.index or 0) + 1 in self.seen, 1)
+            self.seen.add(passage.index)
+            self.passed.notify_all()
+        return passage.forward()
+
+
+def flip(passage: Passage) -> Answer:
+    if passage.attempt > 1 or passage.index is None:
+        return passage.forward()
+    at = passage.index * 997 % len(passage.body)
+    answer: Answer = passage.forward(passage.body[:at] + bytes([passage.body[at] ^ 4]) + passage.body[at + 1 :])
+    assert (answer.status, json.loads(answer.body)["code"]) == (409, "body-damaged")
+    return answer
+
+
+@pytest.mark.parametrize("make", [lambda: lose, lambda: deliver_twice, Reorder, lambda: flip])
+def test_chunks_that_are_lost_doubled_reordered_or_damaged_make_the_same_instance(
+    setup: Setup, tmp_path: Path, make: Callable[[], Callable[[Passage], Answer]]
+) -> None:
+    setup.middle.behaviour = make()
+    study, uid, count = make_large(tmp_path, side=3200)
+    assert count > 3
+    setup.region.take_in(setup.clinic, tmp_path)
+    setup.wait(study, 1)
+    setup.assert_same_at_both_ends([uid])
+    assert set(setup.chunks(uid)) == set(range(count))
+    assert not list((setup.archive.directory / "spool" / "uploads").iterdir()), "nothing is left in the spool"
+    carried = setup.clinic.query("SELECT size, wire_bytes FROM gateway_delivery WHERE study_instance_uid = ?", study)
+    assert int(str(carried[0][1])) < 0.45 * int(str(carried[0][0]))
+
+
+def test_after_kill_9_of_both_ends_only_what_had_not_arrived_is_sent(setup: Setup, tmp_path: Path) -> None:
+    arrived: set[int] = set()
+    is_cut = threading.Event()
+
+    def cut_in_the_middle(passage: Passage) -> Answer:
+        if passage.index is None:
+            return passage.forward()
+        if is_cut.is_set() or len(arrived) >= 6:
+            is_cut.set()
+            return HANG_UP
+        answer = passage.forward()
+        if answer.status == 204:
+            arrived.add(passage.index)
+        return answer
+
+    setup.middle.behaviour = cut_in_the_middle
+    study, uid, count = make_large(tmp_path, side=5500)
+    setup.region.take_in(setup.clinic, tmp_path)
+    wait_until(is_cut.is_set, 120, "the line is cut")
+    setup.clinic.gateway.kill()
+    setup.archive.pacs.kill()
+    wait_until(lambda: not any(p.uid == uid and p.index is None for p in setup.middle.passages[-1:]), 10, "quiet")
+    before, passages = set(arrived), len(setup.middle.passages)
+    assert 6 <= len(before) < count
+    setup.region.start_pacs(setup.archive)
+    setup.middle.behaviour = honest
+    setup.clinic.gateway.start()
+    setup.wait(study, 1)
+    setup.assert_same_at_both_ends([uid])
+    again = [p.index for p in setup.middle.passages[passages:] if p.uid == uid and p.index is not None]
+    assert sorted(again) == sorted(set(range(count)) - before), "what was missing, once, and nothing else"
+
+
+def test_an_urgent_study_overtakes_a_large_one_between_its_chunks(setup: Setup, tmp_path: Path) -> None:
+    began = threading.Event()
+    gate = threading.Semaphore(0)
+
+    def slow(passage: Passage) -> Answer:
+        if passage.index is not None:
+            began.set()
+            gate.acquire(timeout=120)
+        return passage.forward()
+
+    setup.middle.behaviour = slow
+    large, uid, count = make_large(tmp_path / "large", side=7000)
+    urgent, _ = make_series(3, tmp_path / "urgent")
+    assert count > 20
+    setup.region.send("clinic", {"type": "study.send", "study_instance_uid": urgent, "priority": 0})
+    setup.region.take_in(setup.clinic, tmp_path / "large")
+    assert began.wait(120)
+    setup.region.take_in(setup.clinic, tmp_path / "urgent")
+    waiting = threading.Event()
+
+    def let_chunks_through() -> None:
+        while not waiting.wait(0.2):
+            gate.release()
+
+    trickle = threading.Thread(target=let_chunks_through)
+    trickle.start()
+    try:
+        setup.wait(urgent, 3)
+        left = count - len(set(setup.chunks(uid)))
+        assert [row[0] for row in setup.rows(large)] == ["waiting"]
+        assert left > 0
+    finally:
+        waiting.set()
+        trickle.join()
+    setup.middle.behaviour = honest
+    gate.release(1000)
+    setup.wait(large, 1)
+    assert sorted(setup.chunks(uid)) == list(range(count)), "its progress was kept: each chunk went once"
+
+
+def test_what_a_rule_holds_says_why_and_goes_when_it_is_asked_for(setup: Setup, tmp_path: Path) -> None:
+    setup.configure(rules=[{"modalities": ["CT"], "when": "on-demand"}])
+    try:
+        study, _ = make_series(4, tmp_path)
+        setup.region.take_in(setup.clinic, tmp_path)
+        wait_until(lambda: setup.rows(study) == [("waiting", "on-demand", "")] * 4, 60, "held")
+
+        def centre_knows() -> bool:
+            held = setup.told(study).get("held")
+            return bool(held) and (held[0]["reason"], held[0]["instances"]) == ("on-demand", 4)  # type: ignore[index]
+
+        wait_until(centre_knows, 60, "the centre knows why")
+        assert not [p for p in setup.middle.passages if p.uid in setup.clinic.held() and p.uid in study]
+        setup.region.send("clinic", {"type": "study.send", "study_instance_uid": study, "priority": 10})
+        setup.wait(study, 4)
+        wait_until(lambda: setup.told(study).get("proofs") == {"receipt": 4}, 60, "the centre knows the proofs")
+    finally:
+        setup.configure()
+
+
+def test_other_rules_decide_again_what_waits(setup: Setup, tmp_path: Path) -> None:
+    setup.configure(checkpoints=["203.0.113.0/24"])
+    try:
+        study, _ = make_series(3, tmp_path)
+        setup.region.send("clinic", {"type": "study.send", "study_instance_uid": study, "priority": 0})
+        setup.region.take_in(setup.clinic, tmp_path)
+        wait_until(lambda: setup.rows(study) == [("waiting", "checkpoint", "")] * 3, 60, "held for a network")
+    finally:
+        setup.configure()
+    setup.wait(study, 3)
+
+
+def test_a_person_holds_a_study_and_gives_it_back(setup: Setup, tmp_path: Path) -> None:
+    study, _ = make_series(2, tmp_path)
+    setup.region.send("clinic", {"type": "delivery.hold", "study_instance_uid": study})
+    seq = "SELECT count(*) FROM gateway_studypriority WHERE study_instance_uid = ? AND is_held"
+    wait_until(lambda: setup.clinic.query(seq, study) == [(1,)], 60, "the command came")
+    setup.region.take_in(setup.clinic, tmp_path)
+    wait_until(lambda: setup.rows(study) == [("waiting", "held", "")] * 2, 60, "held by a person")
+    setup.region.send("clinic", {"type": "delivery.hold", "study_instance_uid": study, "action": "rule"})
+    setup.wait(study, 2)
+
+
+def test_a_failed_study_is_tried_again_when_the_centre_says_so(setup: Setup, tmp_path: Path) -> None:
+    study, uids = make_series(1, tmp_path)
+    setup.middle.behaviour = lambda passage: Answer(422, b'{"code": "refused-once", "title": "no"}')
+    setup.region.take_in(setup.clinic, tmp_path)
+    wait_until(lambda: [row[0] for row in setup.rows(study)] == ["failed"], 60, "failed")
+    wait_until(lambda: setup.told(study).get("errors") == {"refused-once": 1}, 60, "the centre knows why")
+    setup.middle.behaviour = honest
+    setup.region.send("clinic", {"type": "delivery.retry", "destination": "archive"})
+    setup.wait(study, 1)
+    setup.assert_same_at_both_ends(uids)
+
+
+def test_a_receiver_of_an_older_version_gets_whole_files(setup: Setup, tmp_path: Path) -> None:
+    setup.clinic.gateway.stop()
+    setup.middle.is_old = True
+    try:
+        setup.clinic.gateway.start()
+        small, uids = make_series(2, tmp_path / "small")
+        large, uid, _ = make_large(tmp_path / "large", side=2000)
+        setup.region.take_in(setup.clinic, tmp_path / "small")
+        setup.region.take_in(setup.clinic, tmp_path / "large")
+        setup.wait(small, 2)
+        setup.wait(large, 1)
+        setup.assert_same_at_both_ends([*uids, uid])
+        passed = [p for p in setup.middle.passages if p.uid in (*uids, uid)]
+        assert {p.what for p in passed} == {"instances"}
+        assert all(b"DICM" in p.body[:140] for p in passed)
+    finally:
+        setup.middle.is_old = False
+        setup.clinic.gateway.stop()
+        setup.clinic.gateway.start()
+
+
+def test_a_dead_destination_does_not_slow_another(setup: Setup, tmp_path: Path) -> None:
+    second = setup.region.add_node("second", "archive")
+    setup.region.join(second, setup.region.prepare(("centre", "archive", "second"))["second"])
+
+    def knows() -> bool:
+        directory = json.loads(str(setup.clinic.query("SELECT directory FROM gateway_joinstate")[0][0]))
+        return sorted(directory["mirror_to"]) == ["archive", "second"]
+
+    wait_until(knows, 60, "the clinic knows of two archives")
+    study, uids = make_series(20, tmp_path)
+    setup.region.take_in(setup.clinic, tmp_path)
+    setup.wait(study, 20)
+    rows = setup.rows(study, "second")
+    assert [row[0] for row in rows] == ["waiting"] * 20
+    _wait_for_status(setup, second)
+    setup.region.start_pacs(second)
+    second.gateway.start()
+    setup.wait(study, 20, destination="second")
+    assert set(uids) <= set(second.held())
+
+
+def _wait_for_status(setup: Setup, second: NodeUnderTest) -> None:
+    """The heartbeat names the queue of each destination, and what is wrong with one."""
+
+    def told() -> bool:
+        status = setup.region.ask("SELECT status FROM federation_node WHERE name = 'clinic'")[0][0]
+        queues = {queue["destination"]: queue for queue in status.get("queues", [])}  # type: ignore[attr-defined]
+        return "unreachable" in queues.get(second.name, {}).get("trouble", "")
+
+    wait_until(told, 60, "the heartbeat says what is wrong with the second archive")
