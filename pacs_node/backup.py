@@ -34,7 +34,9 @@ from pacs_node.study_index.reindexing import Report, reindex
 from standards.errors import PermanentError
 
 FORMAT: Final = 1
-_NOT_KEPT: Final = ("node.sqlite3", "static", "log", "logs")
+LAST_BACKUP: Final = "last-backup.json"
+"""In the data folder: when the last backup was made, and of what size."""
+_NOT_KEPT: Final = ("node.sqlite3", "static", "log", "logs", LAST_BACKUP)
 
 
 @dataclass
@@ -61,6 +63,10 @@ def backup(target: Path, *, with_instances: bool = False) -> int:
             for study in storage().study_instance_uids():
                 _add_study(archive, study)
     fresh.replace(target)
+    note = config().data_dir / LAST_BACKUP
+    fresh_note = note.with_suffix(".part")
+    fresh_note.write_text(json.dumps({"at": timezone.now().isoformat(), "bytes": target.stat().st_size}))
+    fresh_note.replace(note)
     return count
 
 

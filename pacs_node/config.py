@@ -104,6 +104,8 @@ class NodeConfig(BaseSettings):
     maximum_pdu_bytes: int = 131_072
     network_timeout_seconds: float = 60.0
     event_retention_days: int = 30
+    metrics_token: str = ""
+    """When set, ``/metrics`` is given only with it as bearer token; else to this machine alone."""
     vendor_dir: Path = Path("var/vendor")
     debug: bool = False
 

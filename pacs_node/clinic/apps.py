@@ -16,4 +16,5 @@ class ClinicConfig(AppConfig):
         import_module("pacs_node.clinic.commands").register()
         import_module("pacs_node.clinic.roster").register()
         import_module("pacs_node.clinic.audit").register()
+        import_module("pacs_node.clinic.telling").register()
         import_module("pacs_node.clinic.prefetching").register()

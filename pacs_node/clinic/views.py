@@ -19,9 +19,10 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from gateway.models import ParkedCommand
 from pacs_node.clinic import actions, audit, logins, queries
 from pacs_node.clinic.models import ApplicationEntity, AuditEntry, RefusedAssociation, WorklistEntry
-from pacs_node.clinic.permissions import is_engineer
+from pacs_node.clinic.permissions import is_engineer, may_scrape
 from pacs_node.config import config
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING, WRONG_ADDRESS
 from pacs_node.dimse.tls import TLS_REFUSED
@@ -295,8 +296,13 @@ def healthz(_request: HttpRequest) -> JsonResponse:
 
 @never_cache
 @require_GET
-def metrics(_request: HttpRequest) -> HttpResponse:
-    """Figures of the node in the Prometheus text format; no names, no identifiers of patients."""
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Figures of the node in the Prometheus text format; no names, no identifiers of patients.
+
+    To this machine, or to who shows ``REGIS_NODE_METRICS_TOKEN`` as ``Authorization: Bearer``.
+    """
+    if not may_scrape(request):
+        return HttpResponse("The metrics are given to this machine, or for the token.\n", status=403)
     now = queries.node_state()
     lines = [
         "# TYPE regis_node_instances gauge",
@@ -313,6 +319,10 @@ def metrics(_request: HttpRequest) -> HttpResponse:
         f"regis_node_storage_size_bytes {now.disk_total}",
         "# TYPE regis_node_storage_findings gauge",
         f"regis_node_storage_findings {Finding.objects.filter(resolved_at=None).count()}",
+        "# TYPE regis_node_commands_not_understood gauge",
+        f"regis_node_commands_not_understood {ParkedCommand.objects.count()}",
+        "# TYPE regis_node_clock_offset_seconds gauge",
+        f"regis_node_clock_offset_seconds {now.joined.clock_offset_seconds if now.joined else 0}",
         "# TYPE regis_node_deliveries gauge",
     ]
     for row in now.deliveries:
