@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, evt
@@ -18,7 +19,6 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from deploy.processes import as_child, free_port, port_is_free, wait_until
 from gateway.envelope import ForeignSource
-from tests.node.conftest import need
 
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -66,9 +66,9 @@ class Orthanc:
 def orthanc(folder: Path, modalities: dict[str, tuple[str, int]] | None = None, **settings: Any) -> Iterator[Orthanc]:
     """An Orthanc that runs until the block ends; ``modalities``: name to (AE title, port) that it knows."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
-    program = shutil.which("Orthanc", path=path) or need("Orthanc")
-    if not DICOMWEB_PLUGIN.exists():
-        need("orthanc-dicomweb")
+    program = shutil.which("Orthanc", path=path)
+    if program is None or not DICOMWEB_PLUGIN.exists():
+        pytest.skip("Orthanc with its DICOMweb plugin is not installed")
     one = Orthanc()
     folder.mkdir(parents=True, exist_ok=True)
     configuration = {
@@ -83,6 +83,7 @@ def orthanc(folder: Path, modalities: dict[str, tuple[str, int]] | None = None, 
         "DicomAlwaysAllowGet": True,
         "DicomAlwaysAllowMove": True,
         "DefaultEncoding": "Utf8",
+        "MaximumStorageCacheSize": 0,
         "DicomModalities": {
             name: {"AET": ae_title, "Host": "127.0.0.1", "Port": port, "AllowStorageCommitment": True}
             for name, (ae_title, port) in (modalities or {}).items()
@@ -112,7 +113,8 @@ def orthanc(folder: Path, modalities: dict[str, tuple[str, int]] | None = None, 
 @contextlib.contextmanager
 def dcmqrscp(folder: Path, hosts: dict[str, int]) -> Iterator[int]:
     """DCMTK's archive ``OLDPACS``, which sends to these AEs (by port) and answers anybody; its port."""
-    need("dcmqrscp")
+    if shutil.which("dcmqrscp") is None:
+        pytest.skip("dcmqrscp is not installed")
     port, storage = free_port(), folder / "store"
     storage.mkdir(parents=True)
     known = "\n".join(f"host{number} = ({ae}, 127.0.0.1, {at})" for number, (ae, at) in enumerate(hosts.items()))

@@ -17,7 +17,7 @@ from gateway.foreign.retrieving import fetch
 from standards.errors import RegisError
 from standards.uids import new_uid
 from tests.contract.region import make_instance
-from tests.node.foreign_peers import Orthanc, dcmqrscp, orthanc, quirky, send_to
+from tests.factories.foreign_peers import Orthanc, dcmqrscp, orthanc, quirky, send_to
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -21,7 +21,7 @@ from pacs_node.study_index.actions import ingest
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.uids import new_uid
 from tests.contract.region import make_instance
-from tests.node.foreign_peers import Orthanc, dcmqrscp, orthanc
+from tests.factories.foreign_peers import Orthanc, dcmqrscp, orthanc
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
