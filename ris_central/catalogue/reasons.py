@@ -41,7 +41,6 @@ _ERRORS: dict[str, tuple[Text, Text]] = {
 }
 NODE_AWAY: Text = _("the clinic's node is away")
 NODE_AWAY_ADVICE: Text = _("It sends by itself when it is back. Check its power and network.")
-LEFT_BEHIND: Text = _("not sent yet")
 
 
 def reason(error: str) -> tuple[Text, Text]:

@@ -154,7 +154,8 @@ class Opening:
     """Whether a study can be looked at now. ``state``:
 
     ``ready``, all of it; ``arriving``, the first images; ``coming``, nothing yet, but a node that holds it is in touch
-    and sends it; ``away``, who holds it is away; ``nowhere``, nobody holds it any more.
+    and sends it; ``away``, who holds it is away; ``foreign``, only a PACS outside the region lists it; ``nowhere``,
+    nobody holds it any more.
     """
 
     state: str
@@ -188,8 +189,10 @@ def opening(study: Study) -> Opening:
         state = "arriving"
     elif any(row.in_touch for row in rows if not row.is_archive):
         state = "coming"
+    elif held:
+        state = "away"
     else:
-        state = "away" if held else "nowhere"
+        state = "foreign" if study.foreign_holdings.filter(gone_at=None).exists() else "nowhere"
     heard = [row.node.last_seen_at for row in rows if row.node.last_seen_at is not None]
     return Opening(
         state=state,
