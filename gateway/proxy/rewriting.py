@@ -45,8 +45,9 @@ def detected(data: Data, syntax: str) -> Detection | None:
 
 
 def _judge(found: Sequence[Element]) -> Detection | None:
-    texts = [bytes(element.value) for element in found if element.vr in charsets.TEXT_VRS and element.value is not None]
-    return charset_detection.detect(texts, _declared(found))
+    texts = [element for element in found if element.vr in charsets.TEXT_VRS and element.value is not None]
+    texts.sort(key=lambda element: element.vr != "PN")  # a name tells a person best whether the guess is right
+    return charset_detection.detect([bytes(element.value or b"") for element in texts], _declared(found))
 
 
 def _declared(found: Sequence[Element]) -> str:

@@ -120,6 +120,11 @@ class Proxy:
         found: dict[str, int] = journal.read_state(self.state_folder).get("counts", {})
         return found
 
+    def charsets(self) -> list[dict[str, Any]]:
+        """Which sources were found to declare what they do not write."""
+        found: list[dict[str, Any]] = journal.read_state(self.state_folder).get("charsets", [])
+        return found
+
     def waiting(self, destination: str = "node") -> list[Path]:
         """What waits for a destination."""
         return sorted((self.state_folder / "spool" / "to" / destination).glob("*.dcm"))
