@@ -209,6 +209,10 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]  # not generic at 
             "language": forms.Select(choices=[("ru", "Русский"), ("en", "English")], attrs={"class": "form-select"}),
         }
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["site"].required = False
+
     def clean(self) -> dict[str, Any]:
         """The target fits the kind."""
         data = dict(super().clean() or {})

@@ -75,13 +75,14 @@ def content_of(message: AlertMessage) -> dict[str, Any]:
     alert = message.alert
     if alert is None:
         return {"event": "test", "title": _("This is a test of the alerts of %(region)s.") % _region(), "advice": ""}
+    text = alerts.sentence(alert)
     return {
         "event": message.event,
         "rule": alert.rule,
         "subject": alert.subject,
         "site": alert.node.site.code if alert.node else None,
         "severity": alert.severity,
-        "title": alerts.sentence(alert),
+        "title": _("Over: %(what)s") % {"what": text} if message.event == "closed" else text,
         "advice": alerts.advice(alert),
         "facts": alert.facts,
         "opened_at": alert.opened_at.isoformat(),
@@ -100,8 +101,6 @@ def _mail(target: str, content: dict[str, Any]) -> None:
     parts = urlsplit(config().smtp_url)
     mark = {"opened": "⚠", "closed": "✓"}.get(content["event"], "")
     lines = [content["title"], "", content["advice"], "", content.get("url", "")]
-    if content["event"] == "closed":
-        lines[0] = _("Over: %(what)s") % {"what": content["title"]}
     connection = get_connection(
         "django.core.mail.backends.smtp.EmailBackend",
         host=parts.hostname or "127.0.0.1",
@@ -112,7 +111,7 @@ def _mail(target: str, content: dict[str, Any]) -> None:
         use_tls=parts.scheme == "smtp+starttls",
         timeout=TIMEOUT_SECONDS,
     )
-    subject = f"{config().region_name}: {mark} {lines[0]}".replace("\n", " ")
+    subject = " ".join(f"{config().region_name}: {mark} {lines[0]}".split())
     mail = EmailMessage(subject, "\n".join(lines), config().mail_from, [target], connection=connection)
     try:
         mail.send()
