@@ -11,6 +11,10 @@ from ris_central.config import config
 from standards.errors import RegisError
 
 
+JUST_MADE = "django.key"
+"""On a new machine this very command has made one by starting: it opens nothing yet."""
+
+
 class Command(BaseCommand):
     """Restore the centre."""
 
@@ -25,8 +29,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Restore, or say in one sentence why not. The settings make a Django key at any start: it may be replaced."""
         data_dir = config().data_dir
-        if options["replace_secrets"]:
-            for path in (data_dir / "secrets").glob("*"):
+        present = [path for path in (data_dir / "secrets").glob("*") if not path.name.startswith(".")]
+        if options["replace_secrets"] or [path.name for path in present] == [JUST_MADE]:
+            for path in present:
                 path.replace(path.with_name(f".replaced-{path.name}"))
         try:
             digests = restore(options["file"], config().database_url, data_dir)
