@@ -26,25 +26,30 @@ MISSES_UNTIL_GONE = 2
 _NAMED = 50
 """So many missing instances are named; all are counted."""
 _AT_ONCE = 200
+_WRITTEN_AT_ONCE = 50
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 3600.0
 
 
-@transaction.atomic
 def record_seen(source: ForeignSource, found: Iterable[FoundStudy], *, now: datetime) -> int:
     """Keep what a PACS lists; how many studies are new or changed. New ones are fetched where a rule says so; one that
-    grew is fetched again."""
-    studies = {one.study.study_instance_uid: one for one in found}
-    known: dict[str, ForeignStudy] = {}
-    uids = list(studies)
-    for start in range(0, len(uids), _AT_ONCE):
-        rows = ForeignStudy.objects.filter(source=source.name, study_instance_uid__in=uids[start : start + _AT_ONCE])
-        known.update({row.study_instance_uid: row for row in rows})
+    grew is fetched again. In small transactions: whoever stores images must not wait for a long list."""
+    studies, changed = list(found), 0
+    for start in range(0, len(studies), _WRITTEN_AT_ONCE):
+        changed += _record_lot(source, studies[start : start + _WRITTEN_AT_ONCE], now)
+    return changed
+
+
+@transaction.atomic
+def _record_lot(source: ForeignSource, studies: list[FoundStudy], now: datetime) -> int:
+    uids = [one.study.study_instance_uid for one in studies]
+    rows = ForeignStudy.objects.filter(source=source.name, study_instance_uid__in=uids)
+    known = {row.study_instance_uid: row for row in rows}
     changed, same = 0, []
-    for uid, one in studies.items():
+    for one in studies:
+        uid = one.study.study_instance_uid
         row = known.get(uid)
         described = _described(source.name, one)
-        mark = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         when = _rule(source, one.modalities)
         # A PACS that says nothing of a count today has not lost what it said yesterday.
         series_count = one.series_count if one.series_count is not None or row is None else row.series_count
@@ -52,7 +57,7 @@ def record_seen(source: ForeignSource, found: Iterable[FoundStudy], *, now: date
         values: dict[str, Any] = {
             "study_date": one.study.study_date[:8],
             "described": described,
-            "fingerprint": mark,
+            "fingerprint": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
             "series_count": series_count,
             "instance_count": count,
             "may_fetch": when != "catalogue",
@@ -65,16 +70,13 @@ def record_seen(source: ForeignSource, found: Iterable[FoundStudy], *, now: date
             continue
         changed += 1
         ForeignStudy.objects.update_or_create(
-            source=source.name,
-            study_instance_uid=uid,
-            defaults={**values, "changed_at": now, "untold": True},
+            source=source.name, study_instance_uid=uid, defaults={**values, "changed_at": now, "untold": True}
         )
         if row is None and when in ("now", "night"):
             _want(source.name, uid, priority=50, at_night=when == "night")
         elif row is not None and (count or 0) > (row.instance_count or 0):
             _reopen(source.name, uid)
-    for start in range(0, len(same), _AT_ONCE):
-        ForeignStudy.objects.filter(pk__in=same[start : start + _AT_ONCE]).update(seen_at=now)
+    ForeignStudy.objects.filter(pk__in=same).update(seen_at=now)
     return changed
 
 
@@ -221,6 +223,8 @@ def record_attempt(
     if whole:
         row.status, row.done_at, row.last_error = Retrieval.Status.DONE, timezone.now(), ""
         row.attempts += 1
+    elif error is not None and error.code == "gave-way":
+        row.next_attempt_at, row.last_error = timezone.now() + timedelta(seconds=_FIRST_PAUSE_SECONDS), ""
     else:
         row.attempts = 1 if len(held) > before else row.attempts + 1
         named = str(error) if error is not None else complaint

@@ -13,6 +13,7 @@ from django.db import connections
 from django.utils import timezone
 
 from gateway import queries as gateway_queries
+from gateway import registry
 from gateway.deliveries import pause
 from gateway.envelope import Configuration, ForeignSource
 from gateway.foreign import actions, polling, queries, retrieving
@@ -109,7 +110,8 @@ class Attendant:
                 retrieving.fetch(job, source, pacs)
         except Exception as error:  # the boundary of the thread: kept, shown, tried again later
             known = error if isinstance(error, RegisError) else TransientError("unexpected", _named(error))
-            actions.record_attempt(job, expected=None, held=set(), before=0, error=known)
+            held = registry.store().received_of_study(job.study_instance_uid)
+            actions.record_attempt(job, expected=None, held=held, before=len(held), error=known)
             log.warning("foreign-fetch-failed", source=source.name, job=job.pk, error=_named(error))
         finally:
             with self._lock:

@@ -65,6 +65,7 @@ class Answers:
     is_capped: bool = False
     is_whole: bool = False
     nameless: int = 0
+    quirks: set[str] = field(default_factory=set)
 
 
 @dataclass

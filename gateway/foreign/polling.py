@@ -151,6 +151,7 @@ class _Looking:
 
     def _take(self, answers: Answers, keyword: str, since: date, until: date) -> None:
         first, last = f"{since:%Y%m%d}", f"{until:%Y%m%d}"
+        self._look.quirks |= answers.quirks
         if answers.nameless:
             self._look.quirks.add(NAMELESS)
         seen = set()

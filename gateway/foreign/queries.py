@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db.models import Count
+from django.utils import timezone
 
 from gateway import queries as gateway_queries
 from gateway.envelope import ForeignSource
@@ -23,6 +24,12 @@ def due_jobs(source: str, *, busy: set[int], now: datetime, by_rule: bool, at_ni
     if not at_night:
         jobs = jobs.filter(at_night=False)
     return list(jobs.exclude(pk__in=busy).order_by("priority", "pk")[:20])
+
+
+def is_anybody_waiting(source: str) -> bool:
+    """Whether a person asked for a study of this PACS that is due."""
+    jobs = Retrieval.objects.filter(source=source, status=Retrieval.Status.WAITING, by_person=True)
+    return jobs.filter(next_attempt_at__lte=timezone.now()).exists()
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import structlog
 
 from gateway import registry
 from gateway.envelope import ForeignSource
-from gateway.foreign import actions
+from gateway.foreign import actions, queries
 from gateway.foreign.models import Retrieval
 from gateway.foreign.pacs import FoundInstance, Pacs, Retrieved
-from standards.errors import PermanentError, RegisError
+from standards.errors import PermanentError, RegisError, TransientError
 
 log = structlog.get_logger(__name__)
 
@@ -25,10 +25,11 @@ def fetch(job: Retrieval, source: ForeignSource, pacs: Pacs) -> Retrieval.Status
     try:
         expected = _listed(pacs, uid)
         missing = [one for one in expected or [] if one.sop_instance_uid not in before]
-        if expected is None or (missing and len(missing) == len(expected)):
+        in_one_go = job.by_person or len({one.series_instance_uid for one in missing}) == 1
+        if expected is None or (missing and len(missing) == len(expected) and in_one_go):
             said = pacs.retrieve(uid)
         elif missing:
-            said = _missing(pacs, uid, expected, missing)
+            said = _missing(job, pacs, expected, missing)
     except RegisError as caught:
         error = caught
     held = registry.store().received_of_study(uid)
@@ -61,23 +62,47 @@ def _listed(pacs: Pacs, uid: str) -> list[FoundInstance] | None:
     return list(found.values()) or None
 
 
-def _missing(pacs: Pacs, uid: str, expected: list[FoundInstance], missing: list[FoundInstance]) -> Retrieved:
-    """By series; where a part of a series is here, by instance, and by series again if the PACS cannot do that."""
-    said = Retrieved()
+def _missing(job: Retrieval, pacs: Pacs, expected: list[FoundInstance], missing: list[FoundInstance]) -> Retrieved:
+    """By series; where a part of a series is here, by instance, and by series again if the PACS cannot do that.
+
+    Raises: TransientError("gave-way") between two series when a person waits for another study.
+    """
+    said, uid = Retrieved(), job.study_instance_uid
     for series in sorted({one.series_instance_uid for one in missing}):
         all_of_it = [one for one in expected if one.series_instance_uid == series]
+        if said.completed and not job.by_person and queries.is_anybody_waiting(job.source):
+            raise TransientError("gave-way", "a person waits for another study")
         wanted = [one.sop_instance_uid for one in missing if one.series_instance_uid == series]
         if len(wanted) == len(all_of_it) or len(wanted) > _ONE_BY_ONE:
             said.add(pacs.retrieve(uid, series))
+        else:
+            said.add(_some(pacs, uid, series, wanted))
+    return said
+
+
+def _some(pacs: Pacs, uid: str, series: str, wanted: list[str]) -> Retrieved:
+    """Instances by name: at once, then one by one as many PACS stop at the first that they cannot send, and at last the
+    whole series from a PACS that sends nothing by name."""
+    said = Retrieved()
+    for lot in [wanted, *([one] for one in wanted)]:
+        if len(wanted) > 1 and len(lot) == 1 and lot[0] in registry.store().received_of_study(uid):
             continue
         try:
-            some = pacs.retrieve(uid, series, wanted)
-        except PermanentError as error:
-            if error.code != "retrieve-refused":
+            said.add(pacs.retrieve(uid, series, lot))
+        except RegisError as error:
+            if error.code not in _OF_ONE:
                 raise
-            some = Retrieved()
-        said.add(some if some.completed else pacs.retrieve(uid, series))
+            said.failed += 1
+            said.comment = str(error)
+        if said.completed >= len(wanted):
+            return said
+    if not said.completed:
+        said.add(pacs.retrieve(uid, series))
     return said
+
+
+_OF_ONE = {"retrieve-refused", "retrieve-failed"}
+"""What may be the trouble of one image alone."""
 
 
 def _complaint(said: Retrieved, expected: list[FoundInstance] | None, held: set[str]) -> str:

@@ -26,7 +26,8 @@ CANCELLED: Final = 0xFE00
 MOVE_DESTINATION_UNKNOWN: Final = 0xA801
 SUCCESS: Final = 0x0000
 _PENDING: Final = frozenset({0xFF00, 0xFF01})
-_LATER: Final = frozenset({0xA701, 0xA702})
+_REFUSED: Final = frozenset({0xA900, 0x0122, 0x0124, 0x0211})
+"""Asking the same again gets the same answer. Any other failure may be of this moment, or of one image."""
 _WITH_FAILURES: Final = 0xB000
 
 
@@ -134,9 +135,9 @@ class Progress:
             raise PermanentError("move-destination-unknown", self.comment)
         if status == _WITH_FAILURES or self.completed:
             return
-        if status in _LATER or self.failed:
-            raise TransientError("retrieve-failed", self.comment)
-        raise PermanentError("retrieve-refused", self.comment)
+        if status in _REFUSED and not self.failed:
+            raise PermanentError("retrieve-refused", self.comment)
+        raise TransientError("retrieve-failed", self.comment)
 
 
 def move(channel: Channel, identifier: Dataset, destination: str, *, timeout: float) -> Progress:

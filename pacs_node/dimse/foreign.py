@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any, Final, TypeVar
 
 import structlog
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
 from gateway.envelope import ForeignSource
@@ -31,7 +32,9 @@ from pacs_node.dimse.statuses import PROCESSING_FAILURE, SUCCESS, status_of
 from pacs_node.dimse.tls import client_context
 from pacs_node.storage.incoming import Incoming
 from pacs_node.study_index.actions import Source, receive, take_in
+from standards import charset_detection
 from standards.errors import PermanentError, RegisError
+from standards.part10 import text
 from standards.sop_classes import STORAGE_SOP_CLASSES
 from standards.transfer_syntaxes import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
@@ -49,6 +52,8 @@ from standards.transfer_syntaxes import (
 
 log = structlog.get_logger(__name__)
 
+WRONG_CHARACTER_SET: Final = "wrong-character-set"
+_TEXTS: Final = frozenset({"PN", "LO", "SH", "ST", "LT", "UC", "UT"})
 _SILENCE_SECONDS: Final = 600.0
 """A PACS may say nothing while it gets a study from tape."""
 _USUAL: Final = (
@@ -115,6 +120,8 @@ class DimsePacs:
         answers = Answers()
         try:
             for answer in self._find("STUDY", keys, MOST_ANSWERS):
+                if mended(answer):
+                    answers.quirks.add(WRONG_CHARACTER_SET)
                 found = found_study(answer, self._source.issuer_of_patient_id)
                 if found is None:
                     answers.nameless += 1
@@ -136,11 +143,19 @@ class DimsePacs:
         """What it lists at image level, series by series as the hierarchy asks."""
         found: list[FoundInstance] = []
         for series in self.series(study_instance_uid):
-            uid = series.series_instance_uid
-            keys = _keys(StudyInstanceUID=study_instance_uid, SeriesInstanceUID=uid, SOPInstanceUID="", SOPClassUID="")
-            keys.InstanceNumber = None
-            found += _unique(found_instance(answer, uid) for answer in self._find("IMAGE", keys, 10 * MOST_ANSWERS))
+            found += self._images(study_instance_uid, series.series_instance_uid)
         return found
+
+    def _images(self, study: str, series: str) -> list[FoundInstance]:
+        unique = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": ""}
+        for more in ({"SOPClassUID": ""}, {}):  # some have only the unique keys at hand
+            try:
+                rows = self._find("IMAGE", _keys(**unique, **more), 10 * MOST_ANSWERS)
+                return _unique(found_instance(answer, series) for answer in rows)
+            except PermanentError as error:
+                if error.code != "query-refused" or not more:
+                    raise
+        raise AssertionError("the last try either returned or raised")
 
     def _find(self, level: str, keys: Dataset, most: int) -> Iterable[Dataset]:
         keys.QueryRetrieveLevel = level
@@ -298,6 +313,24 @@ class _One:
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = None
+
+
+def mended(answer: Dataset) -> bool:
+    """Read texts as what they are written in where the character set of the answer surely lies; whether it did."""
+    raw = [
+        element
+        for element in answer._dict.values()
+        if isinstance(element, RawDataElement) and element.VR in _TEXTS and element.value
+    ]
+    detected = charset_detection.detect(
+        [element.value for element in raw if element.value], text(answer, "SpecificCharacterSet")
+    )
+    if detected is None or not detected.is_sure:
+        return False
+    for element in raw:
+        plain = (element.value or b"").decode(detected.codec, "replace").strip(" \0")
+        answer[element.tag] = DataElement(element.tag, element.VR or "LO", plain)
+    return True
 
 
 def _keys(**values: str) -> Dataset:

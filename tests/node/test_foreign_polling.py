@@ -112,6 +112,25 @@ def test_dcmqrscp_is_polled_and_gives_its_images_by_c_get(tmp_path: Path) -> Non
         assert (job.expected, job.held) == (2, 2)
 
 
+def test_what_a_rule_fetches_gives_way_between_series_to_what_a_person_waits_for(
+    archive: Orthanc, tmp_path: Path
+) -> None:
+    study = new_uid()
+    source = archive.source(name="busy", retrieve="c-get")
+    for number in range(3):
+        archive.take(image(study, number), tmp_path)  # a series each
+    job = job_for(source, study)
+    wanted = job_for(source, new_uid())
+    Retrieval.objects.filter(pk=wanted.pk).update(by_person=True)
+    pacs = pacs_of(source, at_once)
+    assert fetch(job, source, pacs) == "waiting"
+    job.refresh_from_db()
+    assert (job.held, job.missing_count, job.attempts, job.last_error) == (1, 2, 0, "")
+    Retrieval.objects.filter(pk=wanted.pk).delete()
+    assert fetch(job, source, pacs) == "done"
+    pacs.close()
+
+
 def quirky_source(port: int, **changes: object) -> ForeignSource:
     return ForeignSource.model_validate(
         {"name": "quirky", "ae_title": "QUIRKY", "host": "127.0.0.1", "port": port, **changes}
@@ -202,6 +221,18 @@ def test_names_in_the_character_set_that_is_assumed_of_a_pacs_are_read() -> None
         look = polled(quirky_source(port, character_set="ISO_IR 144"))
     (found,) = look.studies.values()
     assert found.patient.patient_name == "Ёжиков^Пётр"
+
+
+def test_names_of_a_pacs_that_lies_about_its_character_set_are_read_all_the_same() -> None:
+    lying = listed(new_uid(), SpecificCharacterSet="ISO_IR 100")
+    lying.add_new("PatientName", "PN", "Кузнецова^Марина^Сергеевна".encode("cp1251"))
+    lying.add_new("StudyDescription", "LO", "Грудная клетка".encode("cp1251"))
+    with quirky(lambda query: [lying]) as (port, _):
+        look = polled(quirky_source(port))
+    (found,) = look.studies.values()
+    assert found.patient.patient_name == "Кузнецова^Марина^Сергеевна"
+    assert found.study.study_description == "Грудная клетка"
+    assert "wrong-character-set" in look.quirks
 
 
 def test_rules_fetch_new_studies_now_at_night_or_not_at_all() -> None:
