@@ -4,6 +4,7 @@ import hashlib
 import json
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 
@@ -106,7 +107,12 @@ def send(
     key = node_key(registry.node().data_dir)
     headers = http_signatures.sign(method, path, sha256, key, state.name, int(clock.seconds(state)))
     headers |= {"Content-Type": content_type, "Content-Length": str(length)}
-    return exchange(peer, method, path, content, headers, timeout, heard=lambda answer: clock.learn(state, answer))
+    begun = time.monotonic()
+
+    def hear(answer: httpx.Response) -> None:
+        clock.learn(state, answer, time.monotonic() - begun)
+
+    return exchange(peer, method, path, content, headers, timeout, heard=hear)
 
 
 def exchange(

@@ -32,11 +32,14 @@ def now(state: JoinState) -> datetime:
     return timezone.now() + timedelta(seconds=state.clock_offset_seconds)
 
 
-def learn(state: JoinState, response: httpx.Response) -> None:
+def learn(state: JoinState, response: httpx.Response, took_seconds: float = 0.0) -> None:
     """Learn from an answer that has just come how far this node's clock is from the centre's.
 
-    Answers of others than the centre, and answers without TLS, teach nothing.
+    Answers of others than the centre, and answers without TLS, teach nothing. Neither do those that were long in
+    coming: a server may date an answer when it begins to wait for what to say.
     """
+    if took_seconds > NOTICEABLE_SECONDS:
+        return
     url = response.request.url
     centre = httpx.URL(state.centre_url)
     if url.scheme != "https" or (url.host, url.port) != (centre.host, centre.port):

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from gateway import actions, ledger, queries, registry
@@ -25,7 +25,10 @@ def next_waiting(destination: str = "", *, busy: Collection[int] = ()) -> Delive
     """The delivery to a destination, or to any, whose turn it is: small priority numbers first, then the oldest."""
     if not queries.anything_to_deliver():
         return None
-    rows = Delivery.objects.filter(status=Delivery.Status.WAITING, held_by="", next_attempt_at__lte=timezone.now())
+    now = timezone.now()
+    # What lies further ahead than any pause was written while this machine's clock was wrong.
+    is_due = Q(next_attempt_at__lte=now) | Q(next_attempt_at__gt=now + timedelta(seconds=LONGEST_PAUSE_SECONDS))
+    rows = Delivery.objects.filter(is_due, status=Delivery.Status.WAITING, held_by="")
     if destination:
         rows = rows.filter(destination=destination)
     return rows.exclude(pk__in=list(busy)).order_by("priority", "id").first()

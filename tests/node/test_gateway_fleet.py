@@ -275,8 +275,21 @@ def test_nobody_but_the_centre_over_tls_sets_the_time(address: str) -> None:
 @pytest.mark.parametrize("date", ["", "yesterday", "Sat, 99 Nov 2026 10:00:00 GMT", "Sat, 21 Nov 2026 10:00:00 -0000"])
 def test_a_date_that_is_none_teaches_nothing(date: str) -> None:
     state = join()
-    clock.learn(state, httpx.Response(200, headers={"Date": date}, request=httpx.Request("GET", CENTRE)))
+    clock.learn(state, answer(date))
     assert state.clock_offset_seconds == 0
+
+
+def test_an_answer_that_was_waited_for_teaches_nothing() -> None:
+    state = join()
+    an_hour_ahead = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    clock.learn(state, answer(an_hour_ahead), 25)
+    assert state.clock_offset_seconds == 0
+    clock.learn(state, answer(an_hour_ahead), 0.1)
+    assert abs(state.clock_offset_seconds - 3600) <= 2
+
+
+def answer(date: str) -> httpx.Response:
+    return httpx.Response(200, headers={"Date": date}, request=httpx.Request("GET", CENTRE))
 
 
 class Tomorrow(BaseModel):

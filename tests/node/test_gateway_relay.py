@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from gateway import actions, relay
+from gateway import actions, deliveries, relay
 from gateway.envelope import Directory, EventAnswer, JoinAnswer, Peer, SendStudy
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry
 from pacs_node.study_index.actions import ingest
@@ -270,3 +270,14 @@ def test_a_release_is_told_after_what_came_before_and_before_what_comes_after() 
         OutboxEntry(pk=5, kind=stored, series_key=7, instance_key=3),
     ]
     assert [[row.pk for row in lot] for lot in relay._lots(rows)] == [[1], [2], [3, 5], [4]]
+
+
+def test_what_was_put_off_while_the_clock_was_wrong_is_due_when_it_is_right_again(store: Store) -> None:
+    join("archive")
+    store()
+    settle_all()
+    soon, tomorrow = timezone.now() + timedelta(seconds=60), timezone.now() + timedelta(days=1)
+    Delivery.objects.update(next_attempt_at=soon)
+    assert deliveries.next_waiting() is None, "a pause is a pause"
+    Delivery.objects.update(next_attempt_at=tomorrow)
+    assert deliveries.next_waiting() == Delivery.objects.get()
