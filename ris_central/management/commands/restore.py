@@ -10,7 +10,6 @@ from ris_central.backups import restore
 from ris_central.config import config
 from standards.errors import RegisError
 
-
 JUST_MADE = "django.key"
 """On a new machine this very command has made one by starting: it opens nothing yet."""
 
