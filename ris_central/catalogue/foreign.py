@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import messages
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext_lazy as _
@@ -13,10 +13,28 @@ from ris_central.accounts.permissions import Capability, requires
 from ris_central.catalogue import listeners
 from ris_central.catalogue.actions.foreign import ask_for
 from ris_central.catalogue.models import ForeignHolding, ForeignPacs, Study
+from ris_central.catalogue.reasons import Text, reason
 from ris_central.catalogue.views import the_user, visible_study, zone_of
+from ris_central.organizations.models import Site
 from standards.errors import PermanentError
 
 PANEL_ORDER = 5
+QUIRKS: dict[str, Text] = {
+    "no-date-ranges": _("refuses ranges of dates: asked day by day"),
+    "ignores-dates": _("answers with studies of other days"),
+    "no-counts": _("does not say how many images a study has"),
+    "no-series-queries": _("refuses questions about series"),
+    "caps-answers": _("caps its answers: asked in smaller parts"),
+    "answers-without-study-uid": _("answers without a study number"),
+    "answers-twice": _("answers the same study twice"),
+    "wrong-character-set": _("names a wrong character set: names are read as they are written"),
+}
+
+_REFUSALS: dict[str, Text] = {
+    "study-gone": _("That PACS no longer lists this study."),
+    "not-to-be-fetched": _("By a rule of the site its images stay there."),
+    "node-revoked": _("Its node is no longer part of the region."),
+}
 
 
 def listed_by(study: Study) -> QuerySet[ForeignHolding]:
@@ -30,13 +48,44 @@ def states_of(holdings: QuerySet[ForeignHolding]) -> dict[tuple[int, str], Forei
     return {(row.node_id, row.source): row for row in ForeignPacs.objects.filter(node__in=nodes)}
 
 
+def pacs_at(site: Site) -> list[dict[str, Any]]:
+    """The PACS outside the region that nodes of a site look over; no patient is named."""
+    rows = ForeignPacs.objects.filter(node__site=site, retired=False).select_related("node").order_by("source")
+    found = []
+    for row in rows:
+        holdings = ForeignHolding.objects.filter(node=row.node, source=row.source)
+        found.append(
+            {
+                "pacs": row,
+                "trouble": reason(row.last_error) if row.last_error else None,
+                "quirks": [QUIRKS.get(name, name) for name in row.quirks],
+                **holdings.aggregate(
+                    listed=Count("pk", filter=Q(gone_at=None)),
+                    waiting=Count("pk", filter=Q(fetching=ForeignHolding.Fetching.WAITING)),
+                    failed=Count("pk", filter=Q(fetching=ForeignHolding.Fetching.FAILED)),
+                ),
+            }
+        )
+    return found
+
+
 def panel(request: HttpRequest, study: Study) -> dict[str, Any] | None:
     """The part of the study page that says which PACS outside the region list it, and fetches from them."""
     holdings = listed_by(study)
     if not holdings:
         return None
     states = states_of(holdings)
-    rows = [{"holding": one, "pacs": states.get((one.node_id, one.source))} for one in holdings]
+    rows = []
+    for one in holdings:
+        pacs = states.get((one.node_id, one.source))
+        rows.append(
+            {
+                "holding": one,
+                "pacs": pacs,
+                "trouble": reason(pacs.last_error) if pacs is not None and pacs.last_error else None,
+                "advice": reason(one.last_error.rpartition(" did not come: ")[2])[1] if one.last_error else "",
+            }
+        )
     return {"holdings": rows, "zone": zone_of(the_user(request))}
 
 
@@ -51,7 +100,7 @@ def fetch(request: HttpRequest, pk: int, holding: int) -> HttpResponse:
     try:
         ask_for(wanted, request)
     except PermanentError as error:
-        messages.error(request, error.detail)
+        messages.error(request, _REFUSALS.get(error.code, error.detail))
     return redirect("study", pk=study.pk)
 
 
@@ -67,3 +116,5 @@ def register() -> None:
     listeners.add_worklist_column("foreign_count", _first("instance_count"), str)
     present = ForeignHolding.objects.filter(study=OuterRef("pk"), gone_at=None)
     listeners.add_worklist_filter("elsewhere", _("In another PACS"), Q(Exists(present), instances_known=0))
+    failed = present.filter(fetching=ForeignHolding.Fetching.FAILED)
+    listeners.add_worklist_filter("fetch-failed", _("Could not be fetched"), Q(Exists(failed)))

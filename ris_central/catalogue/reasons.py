@@ -12,6 +12,33 @@ HELD: dict[str, Text] = {
     "checkpoint": _("waits for a network in which images may leave"),
     "held": _("held by a person"),
 }
+FOREIGN_ERRORS: dict[str, tuple[Text, Text]] = {
+    "connection-failed": (
+        _("the PACS cannot be reached"),
+        _("Check its power, its network, and host and port in the node's configuration."),
+    ),
+    "association-rejected": (
+        _("the PACS turns the node away"),
+        _("Have the node's AE title admitted there, and check the AE titles in the configuration."),
+    ),
+    "timed-out": (
+        _("the PACS does not answer in time"),
+        _("It is asked again by itself, with longer and longer pauses."),
+    ),
+    "query-refused": (_("the PACS refuses the question"), _("Check which queries it allows this node.")),
+    "move-destination-unknown": (
+        _("the PACS does not know where to send the images"),
+        _("Have the node's AE title, host and port entered there, or choose C-GET or WADO-RS."),
+    ),
+    "retrieve-refused": (_("the PACS refuses to send the images"), _("Check there what it allows this node.")),
+    "retrieve-failed": (_("the PACS could not send the images"), _("It is asked again by itself.")),
+    "access-refused": (
+        _("the credentials are refused"),
+        _("Put right ones into the credentials file in the node's secrets folder."),
+    ),
+    "invalid-setting": (_("the configuration is not complete"), _("Correct it on the node's configuration page.")),
+    "source-removed": (_("this PACS was taken out of the configuration"), _("Nothing is fetched from it any more.")),
+}
 _ERRORS: dict[str, tuple[Text, Text]] = {
     "unreachable": (
         _("the destination does not answer"),
@@ -38,6 +65,18 @@ _ERRORS: dict[str, tuple[Text, Text]] = {
     "receipt-mismatch": (_("a receipt was for something else"), _("Check who answers at its address.")),
     "body-damaged": (_("bytes were damaged on the way"), _("It goes on by itself.")),
     "instance-invalid": (_("the destination refuses the file"), _("Look at the file at the clinic.")),
+    "commitment-refused": (
+        _("the destination refuses to answer for the image"),
+        _("It is sent again by itself; if it stays, ask who runs the destination."),
+    ),
+    "stow-refused": (_("the destination refuses the file"), _("Ask who runs the destination, with these words.")),
+    "store-refused": (_("the destination refuses the file"), _("Ask who runs the destination, with these words.")),
+    "other-content-there": (
+        _("another image lies there under the same number"),
+        _("Compare the two; the destination does not replace it."),
+    ),
+    "not-found-there": (_("it was taken there and is not listed"), _("It is sent again by itself.")),
+    **FOREIGN_ERRORS,
 }
 NODE_AWAY: Text = _("the clinic's node is away")
 NODE_AWAY_ADVICE: Text = _("It sends by itself when it is back. Check its power and network.")

@@ -9,6 +9,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, requires
+from ris_central.catalogue.foreign import pacs_at
 from ris_central.federation.actions import create_join_code
 from ris_central.federation.models import Node
 from ris_central.monitoring import actions, queries
@@ -51,6 +52,7 @@ def site(request: HttpRequest, pk: int) -> HttpResponse:
         "people": organization_queries.people_of(found),
         "devices": found.devices.order_by("name"),
         "refused": queries.refused_visible_to(request.user).filter(node__site=found)[:20],
+        "foreign": pacs_at(found),
         "join_name": name,
         "join_code": code if made_for == found.pk else "",
         "takes_node": found.kind in KIND_OF_NODE,

@@ -152,7 +152,7 @@ def test_who_may_not_see_the_study_may_not_fetch_it(clinic: Node, browser_of: Br
 def test_what_a_rule_keeps_at_its_pacs_or_what_is_gone_is_not_fetched(clinic: Node, browser_of: Browser) -> None:
     made = region.Acquisition(images=4)
     browser = browser_of(centre.user(Role.RADIOLOGIST, clinic.site))
-    for changes, word in (({"may_fetch": False}, "A rule says"), ({"gone": True}, "no longer lists")):
+    for changes, word in (({"may_fetch": False}, "By a rule of the site"), ({"gone": True}, "no longer lists")):
         study = seen(made, clinic, **changes)
         page = browser.post(f"/studies/{study.pk}/fetch/{study.foreign_holdings.get().pk}/", follow=True)
         assert word in page.content.decode()
@@ -168,3 +168,23 @@ def test_a_pacs_that_does_not_answer_is_told_on_the_page_since_when(clinic: Node
     assert "has not answered since 20.11.2026 15:00" in page
     assert "connection-failed" in page
     assert ForeignHolding.objects.count() == 1
+
+
+def test_the_page_of_the_site_says_how_each_pacs_answers_and_names_no_patient(
+    clinic: Node, browser_of: Browser
+) -> None:
+    seen(region.Acquisition(images=4), clinic)
+    state = ForeignSourceState(
+        source="old-pacs",
+        failing_since=NOW,
+        last_error="move-destination-unknown: the PACS answered A801",
+        quirks=["no-date-ranges"],
+    )
+    foreign.take_foreign_source(clinic, event_of(state))
+    browser = browser_of(centre.user(Role.ENGINEER, clinic.site))
+    page = browser.get(f"/sites/{clinic.site.pk}/").content.decode()
+    assert "1 study listed" in page
+    assert "does not know where to send the images" in page
+    assert "refuses ranges of dates" in page
+    foreign.take_foreign_source(clinic, event_of(state.model_copy(update={"retired": True})))
+    assert "old-pacs" not in browser.get(f"/sites/{clinic.site.pk}/").content.decode()
