@@ -100,7 +100,7 @@ def fetch(request: HttpRequest, pk: int, holding: int) -> HttpResponse:
     try:
         ask_for(wanted, request)
     except PermanentError as error:
-        messages.error(request, _REFUSALS.get(error.code, error.detail))
+        messages.error(request, str(_REFUSALS.get(error.code, error.detail)))
     return redirect("study", pk=study.pk)
 
 
