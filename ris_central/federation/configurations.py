@@ -224,6 +224,8 @@ def _flat(value: Any, place: str = "") -> dict[str, str]:
         parts = [(f"{place}.{name}" if place else str(name), one) for name, one in value.items()]
     elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
         parts = [(f"{place}.{number + 1}", one) for number, one in enumerate(value)]
+    elif value == []:
+        return {}
     else:
         return {place: ", ".join(map(str, value)) if isinstance(value, list) else str(value)}
     return {name: text for one_place, one in parts for name, text in _flat(one, one_place).items()}

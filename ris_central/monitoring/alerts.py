@@ -183,7 +183,7 @@ def _tell(alert: Alert, event: str, now: datetime) -> None:
 
 def sentence(alert: Alert) -> str:
     """What is wrong, in the reader's language."""
-    facts = {"name": alert.subject, **alert.facts}
+    facts = {"name": _("the centre") if alert.subject == CENTRE else alert.subject, **alert.facts}
     for name in ("since", "at", "until"):
         if name in facts:
             facts[name] = _shown(facts[name])

@@ -34,7 +34,10 @@ class _Line(forms.Form):
         for name, one in self.fields.items():
             if name != "remove" and not isinstance(one.widget, forms.CheckboxInput):
                 kind = "form-select" if isinstance(one.widget, forms.Select) else "form-control"
-                one.widget.attrs.update({"class": f"{kind} form-control-sm", "aria-label": str(one.label or name)})
+                width = "6rem" if isinstance(one, forms.IntegerField) else "9rem"
+                one.widget.attrs.update(
+                    {"class": kind, "aria-label": str(one.label or name), "style": f"min-width:{width}"}
+                )
 
 
 class RuleForm(_Line):
@@ -59,8 +62,8 @@ class RuleForm(_Line):
 class RateForm(_Line):
     """A limit of the rate by the clock."""
 
-    since = forms.TimeField(required=False, widget=_Clock(), label=_("From"))
-    until = forms.TimeField(required=False, widget=_Clock(), label=_("Until"))
+    since = forms.TimeField(required=False, widget=_Clock(), label=_("Begins"))
+    until = forms.TimeField(required=False, widget=_Clock(), label=_("Ends"))
     kilobits_per_second = forms.IntegerField(
         required=False, min_value=0, label=_("kbit/s (0: nothing but what is urgent)")
     )
@@ -93,7 +96,7 @@ class OutsideForm(_Line):
     port = forms.IntegerField(required=False, min_value=0, max_value=65535, label=_("Port"))
     ae_title = forms.CharField(required=False, max_length=16, label=_("AE title"))
     use_tls = forms.BooleanField(required=False, label="TLS")
-    commitment = forms.BooleanField(required=False, initial=True, label=_("Ask for storage commitment"))
+    commitment = forms.BooleanField(required=False, initial=True, label=_("Commitment"))
 
     def value(self) -> dict[str, Any]:
         """What the configuration has of it."""
