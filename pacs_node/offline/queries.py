@@ -241,7 +241,8 @@ def space() -> Space:
 
 def roster_expires() -> datetime | None:
     """When the people of the roster can no longer log in; None without a roster."""
-    return RosterMember.objects.aggregate(first=Min("expires_at"))["first"]
+    first: datetime | None = RosterMember.objects.aggregate(first=Min("expires_at"))["first"]
+    return first
 
 
 def untold_steps() -> int:

@@ -16,9 +16,10 @@ from ris_central.federation.models import Node
 from ris_central.orders import accessions, node_feed
 from ris_central.orders.differences import note
 from ris_central.orders.listeners import announce
-from ris_central.orders.models import ScheduledProcedureStep, ServiceRequest
+from ris_central.orders.models import ReturnDifference, ScheduledProcedureStep, ServiceRequest
 from ris_central.orders.placing import PATIENT_FIELDS, cancel_step, device_of, facts_of, place, slot_of, write
 from ris_central.orders.rules import merge_field
+from ris_central.orders.transitions import check
 from ris_central.organizations.queries import people_of
 from ris_central.patients import actions as patients
 from ris_central.patients.models import Patient
@@ -84,6 +85,12 @@ def take_changed(node: Node, event: Event) -> None:
                 centre_value=here,
                 corrected=field,
             )
+    if step.status == Status.REBOOK:
+        # Its time was taken, but the node has given it one where it is done: nobody needs to find another.
+        check(step, Status.SCHEDULED)
+        step.status = Status.SCHEDULED
+        found = ReturnDifference.objects.filter(service_request=order, rule="slot-taken")
+        found.filter(state=ReturnDifference.State.OPEN).update(state=ReturnDifference.State.BY_RULE)
     write(step, values, node, actor=_actor(node, body.by))
     if step.status == Status.CANCELLED:
         note(node, "cancelled-but-changed", order=order, step=step.pk, values=values)

@@ -400,6 +400,18 @@ def test_the_vans_examination_takes_the_time_and_the_booking_needs_another(
     assert step_of(booked).status == Status.SCHEDULED
 
 
+def test_a_booking_that_lost_its_time_and_got_another_at_the_node_has_that(van: Van) -> None:
+    booked = centre.booking(van.site, on=van.device)
+    base = node_feed.worklist_item(step_of(booked))
+    van.register()
+    assert step_of(booked).status == Status.REBOOK
+    later = {"starts_at": centre.tomorrow(17), "ends_at": centre.tomorrow(18)}
+    van.change(base, revision=1, **later)
+    assert (step_of(booked).status, step_of(booked).slot.lower) == (Status.SCHEDULED, centre.tomorrow(17))
+    assert van.last_schedule()["items"][0]["accession_number"] == booked.accession_number
+    assert not ReturnDifference.objects.filter(state="open").exists()
+
+
 def test_two_examinations_of_the_van_at_one_time_stand_one_after_the_other(van: Van) -> None:
     first, second = van.register(), van.register(van.item(502, patient_name="Другов^Пётр"))
     assert step_of(second).slot.lower == step_of(first).slot.upper

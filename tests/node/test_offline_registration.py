@@ -43,7 +43,7 @@ def reserve(first: int = 1, last: int = 500) -> None:
 
 
 def examination(**changes: Any) -> actions.Examination:
-    values = {"ae_title": "VANCT", "description": "КТ груди", "starts_at": timezone.now(), "minutes": 20}
+    values: dict[str, Any] = {"ae_title": "VANCT", "description": "КТ груди", "starts_at": timezone.now(), "minutes": 20}
     return actions.Examination(**(values | changes))
 
 
