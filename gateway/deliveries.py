@@ -17,6 +17,8 @@ from standards.errors import PermanentError, RegisError, TransientError
 LONGEST_PAUSE_SECONDS = 300.0
 RELEASES_AT_ONCE = 200
 UNREACHABLE = {"unreachable", "bad-certificate"}
+OF_THE_PEER = UNREACHABLE | {"signature-expired", "signature-invalid", "unknown-key", "not-joined", "storage-full"}
+"""What says nothing of the instance: the destination pauses, not the row, and it counts as no attempt of the row."""
 SOON = {"still-checking"}
 """What is no failure: the receiver is at it."""
 
@@ -72,9 +74,10 @@ def record_proof(delivery: Delivery, proof: Proof) -> None:
 @transaction.atomic
 def record_failure(delivery: Delivery, error: RegisError) -> None:
     """Keep why it failed; try later what may work later, leave to a person what cannot."""
-    attempts = (Delivery.objects.filter(pk=delivery.pk).values_list("attempts", flat=True).first() or 0) + 1
-    # A peer that is away says nothing of the instance: the destination pauses, not the row.
-    seconds = 0.0 if error.code in UNREACHABLE else pause(attempts)
+    before, told = Delivery.objects.filter(pk=delivery.pk).values_list("attempts", "last_error").first() or (0, "")
+    attempts, seconds = before + 1, pause(before + 1)
+    if error.code in OF_THE_PEER:
+        attempts, seconds = before, 0.0
     if error.code in SOON:
         attempts, seconds = attempts - 1, 2.0
     Delivery.objects.filter(pk=delivery.pk, status=Delivery.Status.WAITING).update(
@@ -83,7 +86,7 @@ def record_failure(delivery: Delivery, error: RegisError) -> None:
         next_attempt_at=timezone.now() + timedelta(seconds=seconds),
         last_error=str(error)[:255],
     )
-    if isinstance(error, PermanentError) or attempts in (1, 10):
+    if isinstance(error, PermanentError) or attempts in (1, 10) or not told:
         announce(delivery)
 
 
