@@ -291,14 +291,14 @@ class Storm:
         return False
 
     def _so_far(self) -> str:
-        return f"{self.account.proved} of {len(self._uids)} receipted, {len(self.account.lies)} lies"
+        return f"{self.account.proved} of {len(self._uids)} receipted, {len(self.account.lies)} untrue"
 
     def _why_not(self) -> str:
         rows = self.clinic.query(
             "SELECT status, last_error, count(*), min(next_attempt_at), max(next_attempt_at) FROM gateway_delivery"
             " WHERE status <> 'receipted' GROUP BY 1, 2"
         )
-        return f"{self._so_far()}; {rows[:8]}"
+        return f"{self.clinic.receipted()} of {len(self._uids)} are; {rows[:8]}"
 
     def _centre_says(self) -> tuple[object, ...]:
         return self.region.ask(
@@ -348,8 +348,15 @@ class _Line:
         self._loop.call_soon_threadsafe(self._link.restore)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._link.stop(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _end(self) -> None:
+        await self._link.stop()
+        tunnels = asyncio.all_tasks() - {asyncio.current_task()}
+        for tunnel in tunnels:
+            tunnel.cancel()
+        await asyncio.gather(*tunnels, return_exceptions=True)
 
 
 class Disk:

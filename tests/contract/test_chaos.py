@@ -8,16 +8,16 @@ from tests.contract.chaos import Storm, Weather
 from tests.contract.region import region
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_in_a_storm_the_ledger_is_true_and_nothing_is_lost_doubled_or_altered(tmp_path: Path) -> None:
-    weather = Weather(seconds=60, count=300, flap=5, kills=(2, 6), full_disks=1, full_seconds=8)
+    weather = Weather(seconds=60, count=300, flap=5, kills=(4, 10), full_disks=1, full_seconds=8)
     with region(tmp_path) as made:
         storm = Storm(made, weather)
         try:
             storm.start()
             storm.rage()
             try:
-                storm.settle(400)
+                storm.settle(600)
             except (AssertionError, TimeoutError) as error:
                 pytest.fail(f"{error}\n{made.last_words()}")
         finally:
