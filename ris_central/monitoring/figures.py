@@ -176,7 +176,7 @@ def measure_mirrors() -> None:
         .annotate(n=Count("pk"), since=Min("last_instance_at"))
     }
     for row in safe:
-        late = behind.get(row["site"], {})
+        late: dict[str, Any] = dict(behind.get(row["site"], {}))
         SiteVolume.objects.update_or_create(
             site_id=row["site"],
             defaults={

@@ -209,7 +209,7 @@ def test_an_event_of_the_next_version_is_kept_and_applied_after_the_upgrade(monk
     assert intake.apply_what_is_understood_now() == 0, "tried once a vocabulary, not for ever"
 
 
-def _not_understood(cls: type[Event], *args: object, **kwargs: object) -> Event:
+def _not_understood(cls: type[Event], /, *args: object, **kwargs: object) -> Event:
     TypeAdapter(int).validate_python("no")
     raise AssertionError
 
