@@ -28,6 +28,7 @@ _NAMED = 50
 _AT_ONCE = 200
 _WRITTEN_AT_ONCE = 50
 _FIRST_PAUSE_SECONDS = 5.0
+_AWAY = {"connection-failed", "association-rejected", "timed-out", "connection-lost", "unreachable", "busy"}
 _LONGEST_PAUSE_SECONDS = 3600.0
 
 
@@ -231,7 +232,8 @@ def record_attempt(
         if missing:
             named = f"{len(missing)} of {row.expected} did not come" + (f": {named}" if named else "")
         row.last_error = named[:255]
-        given_up = isinstance(error, PermanentError) or row.attempts >= MOST_ATTEMPTS
+        is_away = error is not None and error.code in _AWAY  # says nothing of the study: it waits
+        given_up = not is_away and (isinstance(error, PermanentError) or row.attempts >= MOST_ATTEMPTS)
         row.status = Retrieval.Status.FAILED if given_up else Retrieval.Status.WAITING
         row.next_attempt_at = timezone.now() + timedelta(
             seconds=pause(row.attempts, first=_FIRST_PAUSE_SECONDS, longest=_LONGEST_PAUSE_SECONDS)

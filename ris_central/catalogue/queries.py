@@ -116,7 +116,7 @@ def worklist(user: User, chosen: dict[str, str], zone: ZoneInfo) -> QuerySet[Stu
         studies = studies.filter(started_at__lt=end)
     status = chosen.get("status")
     if status == "arriving":
-        studies = studies.filter(complete_at=None)
+        studies = studies.filter(complete_at=None, instances_known__gt=0)
     elif status == "complete":
         studies = studies.filter(complete_at__isnull=False)
     for extra in listeners.worklist_filters():

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+)
 
 from deploy.processes import as_child, free_port, port_is_free, wait_until
 from gateway.envelope import ForeignSource
@@ -156,10 +159,10 @@ Judge = Callable[[Dataset], list[Dataset] | int]
 
 
 @contextlib.contextmanager
-def quirky(judge: Judge) -> Iterator[tuple[int, list[Dataset]]]:
+def quirky(judge: Judge, images: list[Dataset] | None = None) -> Iterator[tuple[int, list[Dataset]]]:
     """A C-FIND SCP that answers what ``judge`` says: data sets, or a failure status; its port, and what it was asked.
 
-    Data sets are sent as they are encoded by pydicom; one with the attribute ``raw`` as these bytes.
+    To a C-GET it gives ``images``, whatever was asked for.
     """
     asked: list[Dataset] = []
 
@@ -173,10 +176,20 @@ def quirky(judge: Judge) -> Iterator[tuple[int, list[Dataset]]]:
         for answer in verdict:
             yield 0xFF00, answer
 
+    def on_get(event: evt.Event) -> Iterator[int | tuple[int, Dataset]]:
+        asked.append(event.identifier)
+        yield len(images or [])
+        for image in images or []:
+            yield 0xFF00, image
+
     entity = AE(ae_title="QUIRKY")
+    entity.add_supported_context(StudyRootQueryRetrieveInformationModelGet, ImplicitVRLittleEndian)
+    entity.add_supported_context(CTImageStorage, ExplicitVRLittleEndian, scu_role=True, scp_role=True)
     entity.add_supported_context(StudyRootQueryRetrieveInformationModelFind, ImplicitVRLittleEndian)
     port = free_port()
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, on_get)]
+    )
     try:
         yield port, asked
     finally:

@@ -1,6 +1,6 @@
 """Foreign PACS that are polled: real ones, and quirks of real ones that a test chooses."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from standards.errors import RegisError
 from standards.uids import new_uid
 from tests.contract.region import make_instance
 from tests.factories.foreign_peers import Orthanc, dcmqrscp, orthanc, quirky, send_to
+from tests.node.conftest import AE_TITLE, NodeProcess
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -129,6 +130,74 @@ def test_what_a_rule_fetches_gives_way_between_series_to_what_a_person_waits_for
     Retrieval.objects.filter(pk=wanted.pk).delete()
     assert fetch(job, source, pacs) == "done"
     pacs.close()
+
+
+FETCH = """
+from django.utils import timezone
+from gateway.envelope import ForeignSource
+from gateway.foreign.models import Retrieval
+from gateway.foreign.pacs import pacs_of
+from gateway.foreign.retrieving import fetch
+source = ForeignSource(name="old", ae_title="OLDPACS", host="127.0.0.1", port={port})
+job = Retrieval.objects.create(source="old", study_instance_uid={study!r}, next_attempt_at=timezone.now())
+pacs = pacs_of(source, lambda: None)
+print("status", fetch(job, source, pacs))
+pacs.close()
+job.refresh_from_db()
+print("counts", job.expected, job.held, job.last_error)
+"""
+
+
+def test_dcmqrscp_moves_a_study_to_the_node_and_says_when_it_does_not_know_it(
+    make_node: Callable[..., NodeProcess], tmp_path: Path
+) -> None:
+    node, study = make_node(), new_uid()
+    with dcmqrscp(tmp_path / "pacs", {AE_TITLE: node.dicom_port}) as port:
+        send_to(port, "OLDPACS", [image(study, 1), image(study, 2)], tmp_path / "files")
+        said = node.python(FETCH.format(port=port, study=study))
+    assert "status done" in said
+    assert "counts 2 2" in said
+    assert len(node.held(study)) == 2
+    assert node.sql("SELECT DISTINCT source_ae_title FROM study_index_instance") == [("OLDPACS",)]
+    other = new_uid()
+    with dcmqrscp(tmp_path / "stranger", {"ELSE": 9}) as port:
+        send_to(port, "OLDPACS", [image(other, 3)], tmp_path / "more")
+        said = node.python(FETCH.format(port=port, study=other))
+    assert "status failed" in said
+    assert "move-destination-unknown" in said
+
+
+def test_pages_of_qido_are_asked_for_until_there_are_no_more(archive: Orthanc, tmp_path: Path) -> None:
+    day = "20191201"
+    for _ in range(23):
+        archive.take(image(new_uid(), date=day), tmp_path)
+    source = archive.source(name="paged", kind="dicomweb", retrieve="wado-rs", answers_at_most=10, window_days=0)
+    look = polled(source, now=datetime(2019, 12, 1, 12, 0, tzinfo=UTC))
+    assert len(look.studies) == 23
+    assert look.is_whole
+
+
+def test_a_pacs_that_lists_no_images_is_believed_when_it_says_that_all_were_sent() -> None:
+    study = new_uid()
+    images = [image(study, number) for number in range(2)]
+    with quirky(lambda query: 0xA900, images) as (port, asked):
+        source = quirky_source(port, retrieve="c-get")
+        job = job_for(source, study)
+        pacs = pacs_of(source, at_once)
+        assert fetch(job, source, pacs) == "done"
+        pacs.close()
+    job.refresh_from_db()
+    assert (job.expected, job.held) == (None, 2)
+    assert asked[-1].StudyInstanceUID == study
+
+
+def test_a_fetch_waits_for_a_pacs_that_is_away_however_long_and_does_not_fail() -> None:
+    source = quirky_source(9)
+    job = job_for(source, new_uid())
+    Retrieval.objects.filter(pk=job.pk).update(attempts=100)
+    assert fetch(job, source, pacs_of(source, at_once)) == "waiting"
+    job.refresh_from_db()
+    assert job.last_error.startswith("connection-failed")
 
 
 def quirky_source(port: int, **changes: object) -> ForeignSource:

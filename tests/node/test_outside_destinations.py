@@ -91,6 +91,23 @@ def test_a_destination_that_is_away_or_shut_pauses_as_a_whole(archive: Orthanc, 
     assert caught.value.code == "unreachable"
 
 
+def test_a_service_that_asks_for_a_password_gets_it_from_the_node_s_own_file(tmp_path: Path) -> None:
+    name = f"shut{new_uid()[-8:]}"
+    secret = config().data_dir / "secrets" / f"{name}.credentials"
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    row = held(tmp_path, name)
+    with orthanc(tmp_path / "shut", AuthenticationEnabled=True, RegisteredUsers={"regis": "sesame"}) as shut:
+        place = stow(shut, name=name)
+        try:
+            secret.write_text("basic regis:wrong")
+            with pytest.raises(TransientError, match="access-refused"):
+                StowCarrier().carry(row, place)
+            secret.write_text("basic regis:sesame")
+            assert StowCarrier().carry(row, place).name == "read-back"
+        finally:
+            secret.unlink()
+
+
 def item(uid: str, **more: object) -> dict[str, object]:
     said = {"00081155": {"vr": "UI", "Value": [uid]}}
     return said | {tag[1:]: {"vr": "US", "Value": [value]} for tag, value in more.items()}
