@@ -1,6 +1,7 @@
 """The node's own pages: login, studies, state, devices, refused peers, worklist, audit trail, health."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
@@ -13,6 +14,7 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -266,7 +268,8 @@ def admit(request: HttpRequest, refusal: int) -> HttpResponse:
 @require_GET
 def worklist(request: HttpRequest) -> HttpResponse:
     """The schedule as this node has it now: what its devices are told."""
-    entries = WorklistEntry.objects.order_by("starts_at")[:500]
+    since = timezone.now() - timedelta(days=2)  # so that what is long over does not hide what is to come
+    entries = WorklistEntry.objects.filter(starts_at__gte=since).order_by("starts_at")[:500]
     return render(request, "clinic/worklist.html", {"entries": entries, "engineer": is_engineer(person(request))})
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import structlog
 from django.db import transaction
 
-from gateway.actions import apply_send_study
-from gateway.envelope import Schedule, SendStudy
+from gateway.actions import apply_hold, apply_send_study
+from gateway.envelope import HoldDelivery, Schedule, SendStudy
 from gateway.models import StudyPriority
 from pacs_node.clinic.actions import apply_schedule
 from pacs_node.offline.models import LocalStep
@@ -16,8 +16,7 @@ from worklist.feed import WorklistItem
 log = structlog.get_logger(__name__)
 
 DELIVERY_PRIORITY = {"STAT": 0, "HIGH": 20}
-"""Of the images of a study, by the urgency of its order; 50 is routine (gateway.envelope.SendStudy)."""
-ROUTINE = 50
+"""Of the images of a study, by the urgency of its order; routine ones have none of their own."""
 
 
 @transaction.atomic
@@ -85,8 +84,9 @@ def deliver_by_urgency(items: Iterable[WorklistItem]) -> None:
 
 
 def deliver_at(item: WorklistItem) -> None:
-    """The urgency of this order was decided at the node: its images go by it from now on."""
-    priority = DELIVERY_PRIORITY.get(item.requested_procedure_priority, ROUTINE)
-    known = StudyPriority.objects.filter(study_instance_uid=item.study_instance_uid).exists()
-    if known or priority != ROUTINE:
-        apply_send_study(SendStudy(study_instance_uid=item.study_instance_uid, priority=priority))
+    """The urgency of this order was decided at the node: its images go by it, routine ones by the mirror's rules."""
+    study, priority = item.study_instance_uid, DELIVERY_PRIORITY.get(item.requested_procedure_priority)
+    if priority is not None:
+        apply_send_study(SendStudy(study_instance_uid=study, priority=priority))
+    elif StudyPriority.objects.filter(study_instance_uid=study, is_held=False).exists():
+        apply_hold(HoldDelivery(study_instance_uid=study, action="rule"))

@@ -56,7 +56,7 @@ def decide(difference: ReturnDifference, side: str, user: User, request: HttpReq
     return difference
 
 
-def _step(difference: ReturnDifference, key: object = None) -> ScheduledProcedureStep:
+def _step(difference: ReturnDifference, key: int | None = None) -> ScheduledProcedureStep:
     steps = ScheduledProcedureStep.objects.select_for_update(of=("self",)).select_related(
         "device__site", "device__node", "service_request__patient", "service_request__site"
     )

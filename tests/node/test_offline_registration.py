@@ -43,7 +43,12 @@ def reserve(first: int = 1, last: int = 500) -> None:
 
 
 def examination(**changes: Any) -> actions.Examination:
-    values: dict[str, Any] = {"ae_title": "VANCT", "description": "КТ груди", "starts_at": timezone.now(), "minutes": 20}
+    values: dict[str, Any] = {
+        "ae_title": "VANCT",
+        "description": "КТ груди",
+        "starts_at": timezone.now(),
+        "minutes": 20,
+    }
     return actions.Examination(**(values | changes))
 
 
@@ -191,8 +196,16 @@ def test_a_change_names_what_was_before_and_is_refused_over_what_somebody_change
     assert (event["base"]["patient_name"], event["item"]["patient_name"]) == (NAME, "Другова^Анна")
     assert event["revision"] == 2
     assert entry_of(step).item["requested_procedure_priority"] == "HIGH"
+    assert StudyPriority.objects.get().priority == 20
     with pytest.raises(PermanentError, match="changed-meanwhile"):
         actions.change(entry_of(step), person, examination(), actor="boris", seen=seen)
+
+
+def test_what_is_routine_again_leaves_by_the_rules_of_the_mirror(scanner: ApplicationEntity) -> None:
+    reserve()
+    step = register(priority="STAT")
+    actions.change(entry_of(step), actions.Person(NAME, "19700228", "M"), examination(), actor="anna")
+    assert not StudyPriority.objects.exists()
 
 
 def test_what_has_images_cannot_be_cancelled(scanner: ApplicationEntity) -> None:

@@ -128,19 +128,20 @@ def _row(difference: ReturnDifference) -> Row:
     title = str(TITLES.get(difference.rule, difference.rule))
     if difference.rule == "field":
         title = _("Changed at both ends: %(field)s") % {"field": FIELDS[difference.field]}
-    values = [_words(difference, field, value, zone) for value in _values(difference)]
+    before, at_node, at_centre = (
+        _words(difference, field, value, zone)
+        for value in (difference.before, difference.node_value, difference.centre_value)
+    )
     return Row(
         difference,
         title,
         str(rule_of(difference).sentence),
-        *values,
+        before,
+        at_node,
+        at_centre,
         choices=[(side, _button(difference, side)) for side in deciding.choices_of(difference)],
         links=_links(difference),
     )
-
-
-def _values(difference: ReturnDifference) -> tuple[str, str, str]:
-    return difference.before, difference.node_value, difference.centre_value
 
 
 def _button(difference: ReturnDifference, side: str) -> str:
