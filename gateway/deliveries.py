@@ -3,6 +3,7 @@
 import random
 from collections.abc import Collection
 from datetime import timedelta
+from typing import Final
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
@@ -12,6 +13,7 @@ from gateway import actions, ledger, queries, registry
 from gateway.envelope import Directory, Peer
 from gateway.models import Delivery, JoinState
 from gateway.protocols import Proof
+from gateway.together import Together
 from standards.errors import PermanentError, RegisError, TransientError
 
 LONGEST_PAUSE_SECONDS = 300.0
@@ -49,26 +51,46 @@ def announce(delivery: Delivery) -> None:
     ledger.announce([(delivery.study_instance_uid, delivery.destination)])
 
 
-@transaction.atomic
 def record_proof(delivery: Delivery, proof: Proof) -> None:
     """Close the ledger's row with its proof, or put a stronger one in the place of the one that closed it.
 
-    A peer's receipt must have been verified (:func:`verify_receipt`); a weaker proof than there is changes nothing.
+    A peer's receipt must have been verified (``sending.verify_receipt``); a weaker proof than there is changes nothing.
     """
-    row = Delivery.objects.select_for_update().filter(pk=delivery.pk).first()
+    _record_proofs((delivery, proof))
+
+
+def _write_proofs(proved: list[tuple[Delivery, Proof]]) -> list[None]:
+    rows = Delivery.objects.select_for_update().in_bulk([delivery.pk for delivery, _ in proved])
     strength = Delivery.Proof.values.index
-    if row is None or (row.proof and row.status in Delivery.CLOSED and strength(row.proof) > strength(proof.name)):
-        return
-    is_receipt = proof.name == "receipt"
-    row.status = Delivery.Status.RECEIPTED if is_receipt else Delivery.Status.DELIVERED
-    row.proof = proof.name
-    row.receipt = proof.evidence
-    row.receipted_at = timezone.now()
-    row.attempts += 1
-    row.wire_bytes += proof.wire_bytes
-    row.held_by, row.held_until, row.last_error = "", None, ""
-    row.save()
-    announce(delivery)
+    for delivery, proof in proved:
+        row = rows.get(delivery.pk)
+        if row is None or (row.proof and row.status in Delivery.CLOSED and strength(row.proof) > strength(proof.name)):
+            continue
+        is_receipt = proof.name == "receipt"
+        row.status = Delivery.Status.RECEIPTED if is_receipt else Delivery.Status.DELIVERED
+        row.proof = proof.name
+        row.receipt = proof.evidence
+        row.receipted_at = timezone.now()
+        row.attempts += 1
+        row.wire_bytes += proof.wire_bytes
+        row.held_by, row.held_until, row.last_error = "", None, ""
+        row.save(update_fields=_OF_PROOF)
+    ledger.announce({(delivery.study_instance_uid, delivery.destination) for delivery, _ in proved})
+    return [None] * len(proved)
+
+
+_OF_PROOF: Final = (
+    "status",
+    "proof",
+    "receipt",
+    "receipted_at",
+    "attempts",
+    "wire_bytes",
+    "held_by",
+    "held_until",
+    "last_error",
+)
+_record_proofs = Together(_write_proofs)
 
 
 @transaction.atomic

@@ -11,12 +11,12 @@ from typing import BinaryIO, cast
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from django.db import transaction
 
 from gateway import clock, encoding, queries, registry, uploads
 from gateway.envelope import Directory, Receipt
 from gateway.keys import keys_of, node_key, sign
 from gateway.models import IssuedReceipt, JoinState
+from gateway.together import Together
 from standards import http_signatures
 from standards.digests import Digests, digests
 from standards.errors import PermanentError, RegisError, TransientError
@@ -174,29 +174,40 @@ def _spool_write(spool: BinaryIO, data: bytes) -> None:
 
 def issue_receipt(state: JoinState, sender: str, sop_instance_uid: str, found: Digests, outcome: str) -> Receipt:
     """The signed receipt for an instance that is kept; asked again, the same one."""
-    known = {"sender": sender, "sop_instance_uid": sop_instance_uid, "dataset_sha256": found.dataset}
-    with transaction.atomic():
-        issued = IssuedReceipt.objects.filter(**known).first()
-        if issued is None:
-            receipt = Receipt(
-                receiver=state.name,
-                pixel_sha256=found.pixels,
-                frames_sha256=found.frames,
-                checked=[
-                    name
-                    for name, digest in (("dataset", found.dataset), ("pixel", found.pixels), ("frames", found.frames))
-                    if digest
-                ],
-                received_at=clock.now(state),
-                outcome=outcome,  # type: ignore[arg-type]  # pydantic checks the word
-                **known,
-            )
-            signature = sign(node_key(registry.node().data_dir), receipt.signed_text())
-            receipt = receipt.model_copy(update={"signature": signature})
-            issued, _ = IssuedReceipt.objects.get_or_create(
-                **known, defaults={"receipt": receipt.model_dump(mode="json")}
-            )
-    return Receipt.model_validate(issued.receipt)
+    receipt = Receipt(
+        receiver=state.name,
+        sender=sender,
+        sop_instance_uid=sop_instance_uid,
+        dataset_sha256=found.dataset,
+        pixel_sha256=found.pixels,
+        frames_sha256=found.frames,
+        checked=[
+            name
+            for name, digest in (("dataset", found.dataset), ("pixel", found.pixels), ("frames", found.frames))
+            if digest
+        ],
+        received_at=clock.now(state),
+        outcome=outcome,  # type: ignore[arg-type]  # pydantic checks the word
+    )
+    signature = sign(node_key(registry.node().data_dir), receipt.signed_text())
+    return _issue(receipt.model_copy(update={"signature": signature}))
+
+
+def _write_receipts(receipts: list[Receipt]) -> list[Receipt]:
+    """Keep them, and give for each the one that counts: the one that was issued first."""
+    issued = []
+    for receipt in receipts:
+        row, _ = IssuedReceipt.objects.get_or_create(
+            sender=receipt.sender,
+            sop_instance_uid=receipt.sop_instance_uid,
+            dataset_sha256=receipt.dataset_sha256,
+            defaults={"receipt": receipt.model_dump(mode="json")},
+        )
+        issued.append(Receipt.model_validate(row.receipt))
+    return issued
+
+
+_issue = Together(_write_receipts)
 
 
 def clean_spool() -> int:

@@ -9,6 +9,7 @@ import structlog
 from django.db import IntegrityError, OperationalError, transaction
 from django.utils import timezone
 
+from gateway.together import Together
 from pacs_node.config import config, storage_sop_classes
 from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import instance_key, is_recompressed, is_variant, variant_key
@@ -370,12 +371,21 @@ def ensure_digests(instance_key: int) -> Instance:
             instance.pixel_sha256 = pixel_sha256(file, header)
         instance.frames_sha256 = frames_sha256(path, header)
         instance.digests_done = True
-        instance.save(update_fields=["pixel_sha256", "frames_sha256", "digests_done"])
+        keep_digests(instance_key, Digests(instance.dataset_sha256, instance.pixel_sha256, instance.frames_sha256))
     return instance
 
 
 def keep_digests(instance_key: int, found: Digests) -> None:
     """Keep digests that somebody else computed from the received bytes, so that nobody reads them for it again."""
-    Instance.objects.filter(pk=instance_key, dataset_sha256=found.dataset, digests_done=False).update(
-        pixel_sha256=found.pixels, frames_sha256=found.frames, digests_done=True
-    )
+    _keep_digests((instance_key, found))
+
+
+def _write_digests(told: list[tuple[int, Digests]]) -> list[None]:
+    for key, found in told:
+        Instance.objects.filter(pk=key, dataset_sha256=found.dataset, digests_done=False).update(
+            pixel_sha256=found.pixels, frames_sha256=found.frames, digests_done=True
+        )
+    return [None] * len(told)
+
+
+_keep_digests = Together(_write_digests)
