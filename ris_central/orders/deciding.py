@@ -10,6 +10,7 @@ from django.utils import timezone
 from ris_central.accounts.models import User
 from ris_central.audit.actions import record
 from ris_central.orders import accessions, node_feed
+from ris_central.orders.differences import propose_alike
 from ris_central.orders.listeners import announce
 from ris_central.orders.models import ReturnDifference, ScheduledProcedureStep
 from ris_central.orders.placing import cancel_step, place, reopen_step, saved, slot_of, write
@@ -49,6 +50,8 @@ def decide(difference: ReturnDifference, side: str, user: User, request: HttpReq
             raise PermanentError("choice-unknown", side)
         APPLIERS[difference.rule](difference, side, request)
         difference.kept = side
+    elif difference.rule == "patient-unknown" and difference.patient and difference.state != State.BY_PERSON:
+        propose_alike(difference.node, difference.patient)  # now that they have a name
     difference.state, difference.decided_by, difference.decided_at = State.BY_PERSON, user, timezone.now()
     difference.save()
     detail = {"rule": difference.rule, "field": difference.field, "kept": difference.kept}

@@ -7,6 +7,7 @@ from ris_central.federation.models import Node
 from ris_central.orders.models import ReturnDifference, ServiceRequest
 from ris_central.orders.rules import FIELDS, HAPPENINGS
 from ris_central.patients.models import Patient
+from ris_central.patients.queries import alike
 
 
 def note(
@@ -47,3 +48,20 @@ def note(
         detail={"rule": rule, "field": field, "kept": made.kept},
     )
     return made
+
+
+def propose_alike(node: Node, patient: Patient) -> None:
+    """Propose those whom the centre knows by a name that sounds alike, and the same birth date and sex."""
+    for other in alike(patient.name, patient.birth_date).exclude(pk=patient.pk).filter(sex=patient.sex)[:3]:
+        note(
+            node,
+            "patient-alike",
+            patient=patient,
+            node_value=_numbered(patient),
+            centre_value=_numbered(other),
+            other=other.pk,
+        )
+
+
+def _numbered(patient: Patient) -> str:
+    return f"{patient} {', '.join(patient.identifiers.values_list('value', flat=True)[:3])}"

@@ -14,7 +14,7 @@ from ris_central.audit.actions import record
 from ris_central.federation.actions import send_command
 from ris_central.federation.models import Node
 from ris_central.orders import accessions, node_feed
-from ris_central.orders.differences import note
+from ris_central.orders.differences import note, propose_alike
 from ris_central.orders.listeners import announce
 from ris_central.orders.models import ReturnDifference, ScheduledProcedureStep, ServiceRequest
 from ris_central.orders.placing import PATIENT_FIELDS, cancel_step, device_of, facts_of, place, slot_of, write
@@ -23,7 +23,6 @@ from ris_central.orders.transitions import check
 from ris_central.organizations.queries import people_of
 from ris_central.patients import actions as patients
 from ris_central.patients.models import Patient
-from ris_central.patients.queries import alike
 from standards.person_names import fold
 from worklist.feed import WorklistItem
 
@@ -206,15 +205,7 @@ def _patient(node: Node, body: OrderRegistered) -> Patient:
                 centre_value=_person_text(patient.name, born, patient.sex),
             )
     elif not body.unknown_patient:
-        for other in alike(patient.name, patient.birth_date).exclude(pk=patient.pk).filter(sex=patient.sex)[:3]:
-            note(
-                node,
-                "patient-alike",
-                patient=patient,
-                node_value=f"{patient} {item.patient_id}",
-                centre_value=f"{other} {', '.join(other.identifiers.values_list('value', flat=True)[:3])}",
-                other=other.pk,
-            )
+        propose_alike(node, patient)
     return patient
 
 

@@ -26,6 +26,7 @@ from ris_central.orders.models import (
 from ris_central.orders.placing import facts_of
 from ris_central.orders.views.returned import FIELDS, TITLES
 from ris_central.organizations.models import Site
+from ris_central.patients import actions as patients
 from ris_central.patients import merging
 from ris_central.patients.models import Patient, PatientIdentifier
 from standards.errors import PermanentError
@@ -242,10 +243,17 @@ def test_a_merge_moves_everything_and_hides_the_other_row(van: Van, registrar: U
     assert Patient.objects.get(pk=second.pk).merged_into == first
 
 
-def test_an_unknown_patient_waits_for_a_name(van: Van) -> None:
+def test_an_unknown_patient_waits_for_a_name_and_then_for_a_match(
+    van: Van, registrar: User, browser_of: Browser
+) -> None:
     order = van.register(van.item(patient_name="Неизвестный^A00000501", patient_birth_date=""), unknown_patient=True)
     assert (only_difference().rule, only_difference().state) == ("patient-unknown", "open")
     assert order.patient.birth_date is None
+    known = centre.patient(van.site, name=NAME, born=date(1970, 2, 28), number="1001")
+    patients.edit(order.patient, name=NAME, birth_date=date(1970, 2, 28), sex="M", actor="test")
+    decide(browser_of, registrar, Side.NODE)
+    proposal = ReturnDifference.objects.get(rule="patient-alike")
+    assert (proposal.state, proposal.detail["other"]) == ("open", known.pk)
 
 
 @pytest.mark.parametrize("field", rules.FIELDS)
