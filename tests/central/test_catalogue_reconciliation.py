@@ -181,6 +181,7 @@ def test_a_digest_changed_at_the_centre_is_found_and_the_true_one_comes_back(cli
     assert the_difference().kind == "content"
     held = InstanceHolding.objects.filter(node=clinic).values_list("instance__dataset_sha256", flat=True)
     assert set(held) == {one.dataset_sha256 for one in made.images}
+    assert made.known().instances_known == 4, "what nobody ever held is not counted"
     assert holder.ask() == HoldingsAnswer()
 
 

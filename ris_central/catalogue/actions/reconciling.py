@@ -168,9 +168,29 @@ def take_series_held(node: Node, event: Event) -> None:
         )
     else:
         SeriesHolder.objects.filter(series=series, node=node).delete()
+    _drop_superseded(node, series)
     recount(study, [series])
     judge(study, series, ask=True)
     announce_changed(study)
+
+
+def _drop_superseded(node: Node, series: Series) -> None:
+    """Where content differed: forget rows of a UID that nobody holds with that digest, while it is held with another.
+
+    Without a difference in content such a row stays: it may be an image that was lost.
+    """
+    opened = _open_of(None, series.study.study_instance_uid, series.series_instance_uid)
+    if not opened.filter(kind=Kind.CONTENT).exists():
+        return
+    held = InstanceHolding.objects.filter(
+        instance__series=series, instance__sop_instance_uid=OuterRef("sop_instance_uid")
+    )
+    nobody = ~Exists(InstanceHolding.objects.filter(instance=OuterRef("pk")))
+    superseded = series.instances.filter(nobody, Exists(held))
+    gone = list(superseded.values_list("sop_instance_uid", "dataset_sha256"))
+    if gone:
+        superseded.delete()
+        record("holdings.superseded", actor=node.name, entity=series.study, detail={"instances": gone[:20]})
 
 
 def judge(study: Study, series: Series, *, ask: bool) -> None:
