@@ -46,6 +46,7 @@ _CODECS: Final = {
     "192": "utf_8",
     "203": "iso8859_15",
 }
+_OVERRIDING: Final = "!"
 _STANDALONE: Final = {"GB18030": "gb18030", "GBK": "gbk"}
 _ESCAPE_SEQUENCE = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
 _NUMBERED = re.compile(r"ISO[ _\-]?(?:(2022)[ _\-]?)?(?:IR)?[ _\-]?(\d+)")
@@ -100,6 +101,19 @@ def _term(part: str) -> str:
     if match and match[2] in _CODECS:
         return f"ISO 2022 IR {match[2]}" if match[1] else f"ISO_IR {match[2]}"
     return text
+
+
+def overriding(codec: str) -> str:
+    """What to assume of a source whose texts are in this Python codec, whatever they declare: a default that overrides.
+
+    It is no defined term: it stands only where the default of a source is named (``part10.read_header``).
+    """
+    return f"{_OVERRIDING}{codec}"
+
+
+def overriding_codec(default: str) -> str:
+    """The codec in such a default, "" in any other."""
+    return default.removeprefix(_OVERRIDING) if default.startswith(_OVERRIDING) else ""
 
 
 def is_known(value: str | Sequence[str] | None) -> bool:

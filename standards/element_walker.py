@@ -4,6 +4,7 @@ Source: PS3.5 7.1, 7.5, A.4
 """
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
@@ -126,6 +127,7 @@ class Walker:
         self._encoding = _Encoding(implicit, little_endian)
         self._budget = budget
         self._default_charset = default_charset
+        self._written_in = charsets.overriding_codec(default_charset)
         self.position = start
         self.pixel: PixelElement | None = None
         self.omitted: list[tuple[int, int, int]] = []
@@ -211,7 +213,7 @@ class Walker:
             element = self._value(tag, vr, length, limit, encoding, depth, charset)
             if element is not None:
                 elements[BaseTag(tag)] = element
-            if tag == 0x00080005 and isinstance(element, RawDataElement):
+            if tag == 0x00080005 and isinstance(element, RawDataElement) and not self._written_in:
                 value = (element.value or b"").decode("latin-1")
                 charset = _CharacterSet.of(value if value.strip(" \0") else self._default_charset)
         dataset = Dataset(elements)
@@ -329,11 +331,17 @@ class Walker:
             # Decided here, because pydicom may guess a sequence from its dictionaries and recurse into hostile bytes.
             return DataElement(tag, "UN", value, offset, already_converted=True)
         if vr in charsets.TEXT_VRS and not charset.explains(value):
-            decoded = charsets.decode(value, charset.terms, person_name=vr == "PN").rstrip(" \0")
+            decoded = self._decoded(value, charset, vr)
             return DataElement(tag, vr, decoded, offset)
         return RawDataElement(
             BaseTag(tag), vr, length, value, offset, encoding.implicit, encoding.little_endian, True, False
         )
+
+    def _decoded(self, value: bytes, charset: _CharacterSet, vr: str) -> str:
+        if self._written_in:
+            with suppress(UnicodeDecodeError):
+                return value.decode(self._written_in).rstrip(" \0")
+        return charsets.decode(value, charset.terms, person_name=vr == "PN").rstrip(" \0")
 
     def _sequence(
         self, tag: int, limit: int, encoding: _Encoding, depth: int, charset: _CharacterSet, *, delimited: bool

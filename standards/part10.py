@@ -92,7 +92,8 @@ def read_header(
 ) -> Header:
     """Read a Part 10 file, or with ``transfer_syntax`` a bare data set, from a seekable binary file at position 0.
 
-    ``required`` names the UIDs that must be present. ``default_charset`` is what an absent (0008,0005) means here.
+    ``required`` names the UIDs that must be present. ``default_charset`` is what an absent (0008,0005) means here, or
+    what texts are written in whatever it says (``charsets.overriding``); "": what a stored file's provenance says.
     Memory stays bounded whatever the input: values over 1 MiB and all pixel data are skipped, not read.
     ``more_to_come``: the file is still being received; ``total_length`` tells where it should end, if native pixel data
     is its last element. Only when it ends there the header holds.
@@ -104,6 +105,7 @@ def read_header(
     if transfer_syntax is None:
         file_meta, start = _meta_group(fileobj)
         syntax = text(file_meta, "TransferSyntaxUID")
+        default_charset = default_charset or Provenance.of(file_meta).default_character_set
     else:
         file_meta, start, syntax = Dataset(), 0, transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):

@@ -21,6 +21,10 @@ class ApplicationEntity(models.Model):
         UNCOMPRESSED_ONLY = "uncompressed-only"
         REQUIRED_KEYS_ONLY = "required-keys-only"
         COMMIT_ON_SAME_ASSOCIATION = "commit-on-same-association"
+        WRITES_WINDOWS_1251 = "writes-windows-1251"
+        WRITES_KOI8_R = "writes-koi8-r"
+        WRITES_UTF_8 = "writes-utf-8"
+        WRITES_CP866 = "writes-cp866"
 
     ae_title = models.CharField(max_length=16, unique=True)
     origin = models.CharField(max_length=8, choices=Origin, default=Origin.LOCAL)

@@ -3,6 +3,7 @@
 from django.urls import path
 
 from pacs_node.clinic import views
+from pacs_node.dimse.views import proxy_page
 from pacs_node.storage.views import storage_page
 
 urlpatterns = [
@@ -11,6 +12,7 @@ urlpatterns = [
     path("logout/", views.logout_page, name="logout"),
     path("state/", views.state, name="state"),
     path("storage/", storage_page, name="storage"),
+    path("proxy/", proxy_page, name="proxy"),
     path("devices/", views.devices, name="devices"),
     path("devices/<int:key>/", views.device, name="device"),
     path("refused/", views.refused, name="refused"),

@@ -1,5 +1,6 @@
 """Who may open an association: the AE registry decides, and every refusal is written down."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal, get_args
@@ -15,6 +16,7 @@ from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import config
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.negotiation import narrow, rules_for
+from standards import charset_detection, charsets
 from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
@@ -43,10 +45,26 @@ class Peer:
     rights: frozenset[str]
     quirks: frozenset[str] = frozenset()
 
+    @property
+    def writes(self) -> str:
+        """What its texts are assumed to be written in, as ``part10.read_header`` takes it."""
+        return writes(self.character_set, self.quirks)
+
     def require(self, right: Right) -> None:
         """Raises: PermanentError("not-authorised")."""
         if right not in self.rights:
             raise PermanentError("not-authorised", f"{self.ae_title} may not {_WORDS[right]} here")
+
+
+_WRITES: Final = "writes-"
+
+
+def writes(character_set: str, quirks: Iterable[str]) -> str:
+    """The default of a source: its character set, unless a quirk says that it writes another whatever it declares."""
+    for quirk in sorted(quirks):
+        if quirk.startswith(_WRITES):
+            return charsets.overriding(charset_detection.codec(quirk.removeprefix(_WRITES)))
+    return character_set
 
 
 _WORDS: Final[dict[str, str]] = {"commit": "ask for storage commitment", "worklist": "read the worklist"} | {

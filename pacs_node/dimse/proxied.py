@@ -11,6 +11,7 @@ from gateway.proxy.rules import NODE
 from gateway.proxy.spool import Spool, head_of
 from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import config
+from pacs_node.dimse.admission import writes
 from pacs_node.proxying import folder
 from pacs_node.study_index.actions import ingest
 from standards import part10
@@ -58,7 +59,9 @@ def _take_in(spool: Spool, path: Path) -> None:
                 expected_sop_class=part10.text(meta, "MediaStorageSOPClassUID"),
                 expected_sop_instance=sop_instance,
                 transfer_syntax=part10.text(meta, "TransferSyntaxUID"),
-                default_character_set=entity.character_set if entity else config().default_character_set,
+                default_character_set=(
+                    writes(entity.character_set, entity.quirks) if entity else config().default_character_set
+                ),
                 default_issuer=entity.issuer_of_patient_id if entity else "",
             )
     except PermanentError as error:

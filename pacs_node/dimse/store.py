@@ -59,7 +59,7 @@ class Arriving:
         healthy_connection()
         peer = peer_of(self._association)
         peer.require("store")
-        self._source = Source(peer.ae_title, peer.address, peer.character_set, peer.issuer_of_patient_id)
+        self._source = Source(peer.ae_title, peer.address, peer.writes, peer.issuer_of_patient_id)
         self._sop_class = str(self.request.get("AffectedSOPClassUID") or "")
         self._sop_instance = str(self.request.get("AffectedSOPInstanceUID") or "")
         if self._sop_class not in storage_sop_classes():
@@ -177,7 +177,7 @@ def on_store(event: evt.Event) -> Dataset:
                 expected_sop_class=request["AffectedSOPClassUID"],
                 expected_sop_instance=request["AffectedSOPInstanceUID"],
                 transfer_syntax=str(event.context.transfer_syntax),
-                default_character_set=peer.character_set,
+                default_character_set=peer.writes,
                 default_issuer=peer.issuer_of_patient_id,
             )
     except Exception as error:  # the boundary of the association: it is told, and it goes on

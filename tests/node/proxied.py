@@ -164,7 +164,13 @@ class Orthanc:
         }
         (self.folder / "orthanc.json").write_text(json.dumps(configuration))
         with (self.folder / "orthanc.log").open("ab") as log:
-            self.process = subprocess.Popen([program, str(self.folder / "orthanc.json")], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [program, str(self.folder / "orthanc.json")],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "TCP_NODELAY": "1"},
+                preexec_fn=as_child(os.getpid()),
+            )
         wait_until(lambda: not port_is_free(self.port) and not port_is_free(self.web), 90, "Orthanc listens")
 
     def stop(self) -> None:

@@ -88,7 +88,7 @@ def _uid(path: Path) -> str:
     return data[at + 2 : at + 2 + int.from_bytes(data[at : at + 2], "little")].rstrip(b"\0").decode()
 
 
-def _blind(proxy: Proxy) -> list[object]:
+def _blind(proxy: Proxy) -> list[dict[str, object]]:
     return [line for line in proxy.events("missing") if "passed-blindly" in str(line["reason"])] * 6
 
 

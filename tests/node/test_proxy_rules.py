@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import dcmread
 
 from deploy.processes import free_port, wait_until
@@ -43,7 +43,7 @@ def proxy(tmp_path: Path, pacs: Orthanc, other: Orthanc) -> Iterator[Proxy]:
     one.stop()
 
 
-def write(folder: Path, *sets: Dataset) -> list[Path]:
+def write(folder: Path, *sets: FileDataset) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for dataset in sets:
@@ -134,7 +134,7 @@ def test_lying_characters_arrive_mended(proxy: Proxy, pacs: Orthanc, tmp_path: P
     proxy.start()
     (dataset,) = ct_series(1)
     data = lie(written_in, "ISO_IR 100")
-    uid = str(dcmread(io.BytesIO(data), force=True).SOPInstanceUID)
+    uid = dcmread(io.BytesIO(data), force=True).SOPInstanceUID
     dataset.file_meta.MediaStorageSOPInstanceUID = uid
     whole = part10(dataset)
     path = tmp_path / "lie.dcm"

@@ -4,7 +4,7 @@ import io
 import tomllib
 
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import dcmread
 
 from gateway.proxy.conditions import Sender
@@ -25,7 +25,7 @@ def rules(text: str) -> Rules:
     return read(tomllib.loads(text))
 
 
-def data_of(dataset: Dataset) -> bytes:
+def data_of(dataset: FileDataset) -> bytes:
     whole = part10(dataset)
     return whole[144 + int.from_bytes(whole[140:144], "little") :]
 
