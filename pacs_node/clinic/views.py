@@ -161,6 +161,10 @@ QUIRKS = {
     "uncompressed-only": gettext_lazy("Sends and takes uncompressed images only"),
     "required-keys-only": gettext_lazy("Is confused by optional keys in answers: send it only what it needs"),
     "commit-on-same-association": gettext_lazy("Wants the report of storage commitment over its own association"),
+    "writes-windows-1251": gettext_lazy("Writes Windows-1251 whatever it declares"),
+    "writes-koi8-r": gettext_lazy("Writes KOI8-R whatever it declares"),
+    "writes-utf-8": gettext_lazy("Writes UTF-8 whatever it declares"),
+    "writes-cp866": gettext_lazy("Writes CP866 whatever it declares"),
 }
 RIGHTS = {
     "store": gettext_lazy("store"),
