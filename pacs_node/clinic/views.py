@@ -28,6 +28,7 @@ from pacs_node.clinic.permissions import is_engineer, may_scrape
 from pacs_node.config import config
 from pacs_node.dimse.admission import UNKNOWN_CALLED, UNKNOWN_CALLING, WRONG_ADDRESS
 from pacs_node.dimse.tls import TLS_REFUSED
+from pacs_node.offline import accessions
 from pacs_node.storage.models import Finding
 from standards.errors import PermanentError
 
@@ -330,6 +331,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
         f"regis_node_commands_not_understood {ParkedCommand.objects.count()}",
         "# TYPE regis_node_clock_offset_seconds gauge",
         f"regis_node_clock_offset_seconds {now.joined.clock_offset_seconds if now.joined else 0}",
+        "# TYPE regis_node_accession_numbers_left gauge",
+        f"regis_node_accession_numbers_left {accessions.numbers().left}",
         "# TYPE regis_node_deliveries gauge",
     ]
     for row in now.deliveries:

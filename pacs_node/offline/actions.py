@@ -1,6 +1,7 @@
 """Every write of local registration: each one transaction with the worklist entry, the audit row and the event."""
 
 import hashlib
+import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -24,6 +25,7 @@ from worklist.feed import WorklistItem
 
 PRIORITIES: Final = ("ROUTINE", "HIGH", "STAT")
 SEXES: Final = ("", "M", "F", "O")
+_LETTERS: Final = "ABCDEFGHJKMNPQRSTVWXYZ23456789"
 _LONGEST: Final = timedelta(hours=10)
 
 
@@ -213,9 +215,14 @@ def _person(person: Person, number: str, unknown_name: str) -> dict[str, Any]:
         "patient_name": name[:324],
         "patient_birth_date": person.birth_date,
         "patient_sex": person.sex,
-        "patient_id": person.patient_id or f"P{number}",
+        "patient_id": person.patient_id or f"P{number}-{_mark()}",
         "issuer_of_patient_id": person.issuer,
     }
+
+
+def _mark() -> str:
+    """A node restored from a backup may give a number again; it must not thereby make two people one."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(4))
 
 
 def _examination(examination: Examination) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from worklist.feed import WorklistItem
 _SHOWN_BACK = timedelta(hours=18)
 _MOST_ENTRIES = 500
 _MOST_PATIENTS = 12
+_LOOKED_AT = 2000
+"""The newest steps in which a patient is looked for; older ones are found by their images."""
 
 
 def devices() -> QuerySet[ApplicationEntity]:
@@ -117,8 +119,8 @@ def find_patients(text: str) -> list[KnownPatient]:
         return []
     found: dict[tuple[str, str], KnownPatient] = {}
     items = [
-        *WorklistEntry.objects.order_by("-starts_at").values_list("item", flat=True)[:5000],
-        *LocalStep.objects.order_by("-made_at").values_list("item", flat=True)[:5000],
+        *WorklistEntry.objects.order_by("-starts_at").values_list("item", flat=True)[:_LOOKED_AT],
+        *LocalStep.objects.order_by("-made_at").values_list("item", flat=True)[:_LOOKED_AT],
     ]
     for item in items:
         if item.get("patient_id") and _fits(words, item):
