@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from standards.element_walker import LONG_VRS, MAX_DEPTH, UNDEFINED, dictionary_vr
+from standards.data_dictionary import dictionary_vr
+from standards.element_walker import LONG_VRS, MAX_DEPTH, UNDEFINED
 from standards.errors import PermanentError
 from standards.transfer_syntaxes import is_deflated, is_implicit, is_little_endian
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
-from pydicom._dicom_dict import DicomDictionary
-from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
 
 from standards import charsets
+from standards.data_dictionary import dictionary_vr
 from standards.errors import PermanentError
 
 MAX_DEPTH: Final = 64
@@ -36,7 +35,6 @@ _VRS: Final = LONG_VRS | frozenset(
 )  # fmt: skip
 _NAMES: Final = {vr: vr.decode() for vr in _VRS}
 _SHORT_NAMES: Final = {vr: vr.decode() for vr in _VRS - LONG_VRS}
-_REPEATING_GROUPS: Final = (0x50, 0x60)
 _WINDOW: Final = 1 << 16
 
 
@@ -386,22 +384,3 @@ class Walker:
             self.pixel = PixelElement(_PIXEL_TAGS[tag], start, self.position - 8 - start, True, False)
         else:
             self.complete = False
-
-
-def dictionary_vr(tag: int) -> str | None:
-    """The VR in the public dictionary; None where there is none, which makes the value UN or a sequence."""
-    if tag >> 16 == 0xFFFE:
-        return None
-    if not tag & 0xFFFF:
-        return "UL"
-    if tag >> 16 & 1:
-        return "LO" if 0x10 <= tag & 0xFFFF <= 0xFF else None
-    entry = DicomDictionary.get(tag)
-    if entry:
-        return entry[0]
-    if tag >> 24 in _REPEATING_GROUPS:
-        try:
-            return dictionary_VR(tag)
-        except KeyError:
-            return None
-    return None
