@@ -4,6 +4,7 @@ A node has its own newest version, or where it has none the region's. Going back
 history only grows. Versions count through the whole region: the number that a node tells names one row.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -81,10 +82,12 @@ def _unknown(given: Any, kept: Any, place: str) -> str:
 def newest(node: Node | None) -> NodeConfiguration | None:
     """What counts for the node now, its own or the region's; without a node the region's."""
     own = NodeConfiguration.objects.filter(node=node).first() if node else None
-    if own is not None and not own.follows_region:
-        return own
     region = NodeConfiguration.objects.filter(node=None).first()
-    return region if own is None or region is not None else own
+    return _counts(own, region)
+
+
+def _counts(own: NodeConfiguration | None, region: NodeConfiguration | None) -> NodeConfiguration | None:
+    return own if own is not None and (not own.follows_region or region is None) else region
 
 
 def body_of(node: Node | None) -> dict[str, Any]:
@@ -95,9 +98,19 @@ def body_of(node: Node | None) -> dict[str, Any]:
 
 def applied(node: Node) -> Applied:
     """What the node should have, and what it said last."""
-    found = newest(node)
-    told = node.status.get("configuration_version") if node.status else None
-    return Applied(found.version if found else 0, told, found.made_at if found else None)
+    return applied_of([node])[node.pk]
+
+
+def applied_of(nodes: Iterable[Node]) -> dict[int, Applied]:
+    """:func:`applied` of many, in one look, by their keys."""
+    rows = NodeConfiguration.objects.defer("body").order_by("node_id", "-version").distinct("node_id")
+    own = {row.node_id: row for row in rows}
+    found = {}
+    for node in nodes:
+        row = _counts(own.get(node.pk), own.get(None))
+        told = node.status.get("configuration_version") if node.status else None
+        found[node.pk] = Applied(row.version if row else 0, told, row.made_at if row else None)
+    return found
 
 
 @transaction.atomic

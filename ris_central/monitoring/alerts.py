@@ -53,6 +53,7 @@ def findings(now: datetime | None = None) -> list[Finding]:
     now = now or timezone.now()
     nodes = list(Node.objects.filter(joined_at__isnull=False, revoked_at=None).select_related("site"))
     full = figures.forecasts(nodes, now)
+    applied = configurations.applied_of(nodes)
     errors = dict(
         InboxEvent.objects.exclude(error="")
         .order_by()
@@ -62,11 +63,13 @@ def findings(now: datetime | None = None) -> list[Finding]:
     )
     found = [*_of_centre(now)]
     for node in nodes:
-        found += _of_node(node, now, full[node.pk], errors.get(node.pk, 0))
+        found += _of_node(node, now, full[node.pk], errors.get(node.pk, 0), applied[node.pk])
     return found
 
 
-def _of_node(node: Node, now: datetime, full_in: float | None, errors: int) -> Iterator[Finding]:
+def _of_node(
+    node: Node, now: datetime, full_in: float | None, errors: int, applied: configurations.Applied
+) -> Iterator[Finding]:
     def wrong(rule: str, severity: str = WARNING, **facts: Any) -> Finding:
         return Finding(rule, node.name, severity, node, facts)
 
@@ -87,7 +90,6 @@ def _of_node(node: Node, now: datetime, full_in: float | None, errors: int) -> I
         yield wrong("version-drift", version=told["version"], ours=VERSION)
     if told.get("commands_not_understood"):
         yield wrong("commands-not-understood", count=told["commands_not_understood"])
-    applied = configurations.applied(node)
     if applied.drifts and (applied.since is None or now - applied.since > SETTLING):
         yield wrong("configuration-drift", wanted=applied.wanted, told=applied.told)
     if node.rotation_asked_at is not None and now - node.rotation_asked_at > timedelta(hours=1):
@@ -104,8 +106,10 @@ def _of_node(node: Node, now: datetime, full_in: float | None, errors: int) -> I
         )
         if (until := _moment(told.get(name))) is not None and until - now < timedelta(days=days)
     )
-    if (backed_up := _moment(told.get("backed_up_at"))) is not None and _is_old(backed_up, now):
-        yield wrong("backup-old", at=backed_up.isoformat())
+    if "backed_up_at" in told:
+        backed_up = _moment(told["backed_up_at"])
+        if _is_old(backed_up or node.joined_at or now, now):
+            yield wrong("backup-old", at=backed_up.isoformat() if backed_up else None)
 
 
 def _of_centre(now: datetime) -> Iterator[Finding]:

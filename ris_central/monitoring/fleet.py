@@ -141,7 +141,8 @@ def _show(request: HttpRequest, found: Node | None) -> HttpResponse:
 
 def _drift() -> list[dict[str, Any]]:
     joined = Node.objects.filter(joined_at__isnull=False, revoked_at=None).select_related("site").order_by("name")
-    return [{"node": one, "applied": configurations.applied(one)} for one in joined]
+    applied = configurations.applied_of(joined)
+    return [{"node": one, "applied": applied[one.pk]} for one in joined]
 
 
 @requires(Capability.ADMINISTER)

@@ -83,6 +83,7 @@ def _of_nodes(metric: Any) -> None:
     nodes = list(Node.objects.filter(revoked_at=None).exclude(joined_at=None))
     states = [queries.state_of(node) for node in nodes]
     full = figures.forecasts(nodes)
+    applied = configurations.applied_of(nodes)
     errors = dict(InboxEvent.objects.exclude(error="").order_by().values_list("node").annotate(n=Count("pk")))
     queued = dict(Command.objects.filter(seq=None).order_by().values_list("node").annotate(n=Count("pk")))
     for name, about, value in (
@@ -99,7 +100,7 @@ def _of_nodes(metric: Any) -> None:
         (
             "node_configuration_drift",
             "Whether the node has another configuration than the newest",
-            lambda s: int(configurations.applied(s.node).drifts),
+            lambda s: int(applied[s.node.pk].drifts),
         ),
     ):
         metric(name, about, [(f'{{node="{state.node.name}"}}', value(state)) for state in states])

@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 from gateway.envelope import (
     AuditRow,
     AuditSealed,
-    CommandBody,
     Event,
     JoinRequest,
     KeyChange,
@@ -24,6 +23,7 @@ from gateway.keys import public_text, sign
 from ris_central.accounts.models import Role, User
 from ris_central.federation import actions, configurations, intake, permissions, pruning, queries, trust
 from ris_central.federation.models import Command, FormerKey, InboxEvent, Node, NodeAuditRow, NodeConfiguration
+from ris_central.organizations import actions as organizations
 from ris_central.organizations.models import Site
 from standards import http_signatures
 from standards.errors import PermanentError
@@ -103,7 +103,7 @@ def test_a_change_needs_both_keys_and_the_present_one() -> None:
         whole.model_copy(update={"signature": sign(stranger, whole.signed_text())}),
         whole.model_copy(update={"node": "other"}),
     ):
-        with pytest.raises(PermanentError, match="signature-invalid|unknown-key"):
+        with pytest.raises(PermanentError, match=r"signature-invalid|unknown-key"):
             trust.change_key(forged)
     with pytest.raises(PermanentError, match="key-superseded"):
         trust.change_key(change("clinic", stranger, new))
@@ -267,6 +267,20 @@ def test_the_region_decides_for_all_that_have_nothing_of_their_own() -> None:
     assert Command.objects.filter(node=one, type="configuration").latest("pk").body["version"] == region.version
     later, _ = joined("later", centre.site("c"))
     assert Command.objects.filter(node=later, type="configuration").get().body["version"] == region.version
+
+
+def test_a_model_of_storage_becomes_the_rules_of_the_node() -> None:
+    site = centre.site()
+    node, _ = joined(site=site)
+    assert not NodeConfiguration.objects.exists()
+    organizations.set_storage_model(site, Site.StorageModel.DISTRIBUTED)
+    assert [rule["when"] for rule in configurations.body_of(node)["mirror"]["rules"]] == ["on-demand"]
+    late = centre.site("late")
+    organizations.set_storage_model(late, Site.StorageModel.HYBRID)
+    new, _ = joined("late", late)
+    assert [rule["when"] for rule in configurations.body_of(new)["mirror"]["rules"]] == ["now", "night"]
+    organizations.set_storage_model(site, Site.StorageModel.CENTRALISED)
+    assert configurations.body_of(node)["mirror"]["rules"] == []
 
 
 @pytest.mark.parametrize(
