@@ -5,9 +5,9 @@ from typing import Any
 from django.contrib import messages
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.utils.translation import gettext_lazy as _
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from ris_central.accounts.permissions import Capability, requires
 from ris_central.catalogue import listeners
@@ -86,7 +86,21 @@ def panel(request: HttpRequest, study: Study) -> dict[str, Any] | None:
                 "advice": reason(one.last_error.rpartition(" did not come: ")[2])[1] if one.last_error else "",
             }
         )
-    return {"holdings": rows, "zone": zone_of(the_user(request))}
+    waits = any(one.fetching == ForeignHolding.Fetching.WAITING and one.gone_at is None for one in holdings)
+    return {"holdings": rows, "zone": zone_of(the_user(request)), "foreign_waits": waits}
+
+
+@requires(Capability.SEE_STUDIES)
+@require_safe
+def part(request: HttpRequest, pk: int) -> HttpResponse:
+    """The panel by itself: fetched again and again while images are fetched."""
+    study = visible_study(request, pk)
+    context = panel(request, study)
+    if context is None:
+        raise Http404
+    response = render(request, "catalogue/_foreign_panel.html", {"study": study, **context})
+    response["Cache-Control"] = "no-store"
+    return response
 
 
 @requires(Capability.SEE_STUDIES)

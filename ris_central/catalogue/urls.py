@@ -12,6 +12,7 @@ urlpatterns = [
     path("", views.worklist, name="worklist"),
     path("studies/<int:pk>/", views.study, name="study"),
     path("studies/<int:pk>/proof/", views.study_proof, name="study_proof"),
+    path("studies/<int:pk>/foreign/", foreign.part, name="study_foreign"),
     path("studies/<int:pk>/fetch/<int:holding>/", foreign.fetch, name="study_fetch"),
     path("studies/<int:pk>/opening/", views.study_opening, name="study_opening"),
     path("studies/<int:pk>/send/", views.study_send, name="study_send"),

@@ -38,6 +38,7 @@ PERMITTED = {
             "study_opening",
             "study_send",
             "study_fetch",
+            "study_foreign",
             "api-studies-list",
             "api-studies-detail",
         ),

@@ -140,6 +140,15 @@ def test_the_button_sends_the_node_for_the_images_and_its_progress_is_shown(clin
     assert "3 of 4 are here" in page
     assert "1.2.3.4" in page
     assert "Try again now" in page
+    assert f'hx-get="/studies/{study.pk}/foreign/"' in page, "it is looked at again and again while it goes on"
+    assert "3 of 4 are here" in browser.get(f"/studies/{study.pk}/foreign/").content.decode()
+    done = ForeignRetrieval(
+        source="old-pacs", study_instance_uid=study.study_instance_uid, status="done", expected=4, held=4
+    )
+    foreign.take_foreign_retrieval(clinic, event_of(done))
+    part = browser.get(f"/studies/{study.pk}/foreign/").content.decode()
+    assert "All of the 4 images that it lists are here" in part
+    assert "hx-get" not in part
 
 
 def test_who_may_not_see_the_study_may_not_fetch_it(clinic: Node, browser_of: Browser) -> None:
