@@ -115,6 +115,8 @@ def study(request: HttpRequest, pk: int) -> HttpResponse:
     }
     response = render(request, "catalogue/study.html", context)
     response["Cache-Control"] = "no-store"
+    # The viewer of a clinic's node, opened from here, asks this page for fresh tokens.
+    response["Cross-Origin-Opener-Policy"] = "same-origin-allow-popups"
     return response
 
 

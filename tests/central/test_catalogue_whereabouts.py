@@ -130,6 +130,18 @@ def test_a_study_of_another_site_can_be_neither_looked_up_nor_asked_for(place: P
     assert not Command.objects.exists()
 
 
+def test_inside_the_clinic_the_viewer_of_its_own_node_is_a_click_away(place: Place, browser_of: Browser) -> None:
+    Node.objects.update(browser_url="http://node.a.example:8042")
+    made = region.Acquisition()
+    made.arrive(place.clinic)
+    study = made.arrive(place.archive)
+    answer = browser_of(place.doctor).get(f"/studies/{study.pk}/")
+    assert answer.content.decode().count('data-at-node="http://node.a.example:8042"') == 1, (
+        "the clinic, not the archive"
+    )
+    assert answer["Cross-Origin-Opener-Policy"] == "same-origin-allow-popups"
+
+
 def test_the_table_of_holders_counts_digest_by_digest(place: Place) -> None:
     made = region.Acquisition(images=4)
     study = made.arrive(place.clinic)

@@ -39,6 +39,32 @@
     fetch(button.dataset.record, { method: "POST", headers: { "X-CSRFToken": Regis.csrf() } }).catch(() => Regis.say("offline"));
   });
 
+  // A viewer inside the clinic reads the clinic's own node: the token goes over in the fragment, and again before it ends.
+  const atNodes = new Map();
+  async function token() {
+    const answer = await fetch(space.dataset.tokens, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "X-CSRFToken": Regis.csrf() },
+      body: JSON.stringify({ studies: [space.dataset.uid] }),
+    });
+    return answer.ok ? (await answer.json()).token : null;
+  }
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-at-node]");
+    if (!button) return;
+    const opened = window.open("", "_blank");
+    const given = await token().catch(() => null);
+    if (!given) { opened?.close(); Regis.say("failed"); return; }
+    const address = new URL(`viewer/viewer?StudyInstanceUIDs=${space.dataset.uid}`, button.dataset.atNode.replace(/\/?$/, "/"));
+    atNodes.set(opened, address.origin);
+    opened.location = `${address}#token=${given}`;
+  });
+  window.addEventListener("message", async (event) => {
+    if (event.data?.type !== "regis-image-token-wanted" || atNodes.get(event.source) !== event.origin) return;
+    const given = await token().catch(() => null);
+    if (given) event.source.postMessage({ type: "regis-image-token", token: given }, event.origin);
+  });
+
   // Images that are still on their way: the viewer opens with the first, and shows what came since when asked. It takes
   // them in by itself only while nobody works in it.
   const line = document.getElementById("opening");
