@@ -60,3 +60,16 @@ def test_examples_of_settings_name_only_settings_that_exist() -> None:
         assert names
         for name in names:
             assert f"    {name.removeprefix(f'REGIS_{part.upper()}_').lower()}:" in config, name
+
+
+def test_the_optional_proxy_runs_like_the_other_processes_of_a_node() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "systemd" / "optional" / "regis-node-proxy.service", encoding="utf-8")
+    gateway = _units()["node-gateway"]
+    assert unit["Service"]["ExecStart"] == "/opt/regis/regis node run proxy"
+    same = set(gateway["Service"]) - {"ExecStart"}
+    assert {key: unit["Service"][key] for key in same} == {key: gateway["Service"][key] for key in same}
+    assert "node-proxy" not in read(), "a node needs two processes; the proxy is started where an old PACS is kept"
+    compose = (DEPLOY / "compose" / "proxy.yaml").read_text(encoding="utf-8")
+    assert "command: [regis, node, run, proxy]" in compose

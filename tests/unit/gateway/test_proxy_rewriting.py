@@ -2,6 +2,7 @@
 
 import io
 import tomllib
+from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset, FileDataset
@@ -128,6 +129,14 @@ def test_a_file_that_does_not_hold_together_is_refused_with_the_place(text: str,
     with pytest.raises(PermanentError, match="invalid-rules") as refusal:
         rules(text)
     assert said in refusal.value.detail
+
+
+def test_the_file_of_the_guide_holds_together() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "guide" / "proxy.md").read_text(encoding="utf-8")
+    found = rules(guide.partition("```toml")[2].partition("```")[0])
+    assert found.store_and_forward
+    assert len(found.rules) == 6
+    assert found.devices == {"CT1": ("10.0.0.21", 104)}
 
 
 # Coercion
