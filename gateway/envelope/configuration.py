@@ -6,9 +6,9 @@ decides.
 """
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway.envelope.base import Wire
 
@@ -104,6 +104,15 @@ class ForeignSource(Wire):
     timeout_seconds: float = Field(default=120.0, gt=0, description="for each of its answers")
     rules: list[ImportRule] = []
 
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        if self.kind == "dicom" and not (self.ae_title and self.host and self.port):
+            raise ValueError("ae_title, host and port are needed")
+        by_web = self.kind == "dicomweb" or self.retrieve == "wado-rs"
+        if by_web and not self.url.startswith(("http://", "https://")):
+            raise ValueError("the url of its DICOMweb service is needed")
+        return self
+
     @property
     def sends_as(self) -> str:
         """The AE title under which its instances come; what a DICOMweb source gives is known by its name."""
@@ -138,6 +147,14 @@ class Configuration(Wire):
     mirror: MirrorPolicy = MirrorPolicy()
     keys: KeyPolicy = KeyPolicy()
     foreign: list[ForeignSource] = []
+
+    @field_validator("foreign")
+    @classmethod
+    def _have_names_of_their_own(cls, value: list[ForeignSource]) -> list[ForeignSource]:
+        names = [source.name for source in value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{sorted(twice)[0]} is there twice")
+        return value
 
     def titles_at(self, place: OutsideDestination) -> frozenset[str]:
         """AE titles under which instances come that are at this destination already: they never go back there."""

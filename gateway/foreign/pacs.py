@@ -125,9 +125,27 @@ def speak(kind: str, factory: Factory) -> None:
 
 def pacs_of(source: ForeignSource, pace: Callable[[], None]) -> Pacs:
     """What talks to this source. Raises: PermanentError("invalid-setting")."""
-    if source.kind not in _factories:
-        raise PermanentError("invalid-setting", f"nothing here speaks {source.kind}")
-    return _factories[source.kind](source, pace)
+    kinds = [source.kind]
+    if source.kind == "dicom" and source.retrieve == "wado-rs":
+        kinds.append("dicomweb")
+    if missing := set(kinds) - _factories.keys():
+        raise PermanentError("invalid-setting", f"nothing here speaks {', '.join(sorted(missing))}")
+    made = [_factories[kind](source, pace) for kind in kinds]
+    return made[0] if len(made) == 1 else _AskedAndFetched(*made)
+
+
+class _AskedAndFetched:
+    """A PACS that is asked by one way and gives its images by another."""
+
+    def __init__(self, asked: Pacs, fetched: Pacs) -> None:
+        self._asked, self._fetched = asked, fetched
+        self.studies, self.series, self.instances = asked.studies, asked.series, asked.instances
+        self.retrieve = fetched.retrieve
+
+    def close(self) -> None:
+        """End what is open."""
+        self._asked.close()
+        self._fetched.close()
 
 
 STUDY_KEYS = (

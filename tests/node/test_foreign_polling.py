@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from pydicom.dataset import Dataset
 
 from gateway import registry
-from gateway.envelope import ForeignSource, ImportRule
+from gateway.envelope import Configuration, ForeignSource, ImportRule
 from gateway.foreign import actions, polling
 from gateway.foreign.models import ForeignStudy, Retrieval
 from gateway.foreign.pacing import Pace, is_within
@@ -56,7 +57,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         yield one
 
 
-WAYS = pytest.mark.parametrize(("kind", "retrieve"), [("dicom", "c-get"), ("dicomweb", "wado-rs")])
+WAYS = pytest.mark.parametrize(
+    ("kind", "retrieve"), [("dicom", "c-get"), ("dicom", "wado-rs"), ("dicomweb", "wado-rs")]
+)
 
 
 @WAYS
@@ -64,7 +67,7 @@ def test_a_new_study_of_orthanc_is_seen_grows_is_fetched_whole_and_its_loss_is_t
     archive: Orthanc, tmp_path: Path, kind: str, retrieve: str
 ) -> None:
     study, series = new_uid(), new_uid()
-    source = archive.source(name=f"by-{kind}", kind=kind, retrieve=retrieve)
+    source = archive.source(name=f"{kind}-{retrieve}", kind=kind, retrieve=retrieve)
     first, second = image(study, 1, series=series), image(study, 2)
     archive.take(first, tmp_path)
     look = polled(source)
@@ -338,6 +341,21 @@ def test_no_more_is_asked_in_any_minute_than_is_allowed() -> None:
         moments.append(time[0])
         time[0] += 0.5
     assert all(later - earlier >= 60 for earlier, later in zip(moments, moments[20:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("sources", "fault"),
+    [
+        ([{"name": "a"}], "ae_title, host and port"),
+        ([{"name": "a", "kind": "dicomweb"}], "the url"),
+        ([{"name": "a", "ae_title": "A", "host": "h", "port": 104, "retrieve": "wado-rs"}], "the url"),
+        ([{"name": "a", "ae_title": "A", "host": "h", "port": 104}] * 2, "a is there twice"),
+        ([{"name": "a", "ae_title": "A", "host": "h", "port": 104, "hours": ["8-18"]}], "is not HH:MM-HH:MM"),
+    ],
+)
+def test_a_source_that_cannot_work_is_refused_where_it_is_written_down(sources: list[object], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        Configuration.model_validate({"foreign": sources})
 
 
 def test_hours_go_over_midnight() -> None:
