@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 
 import structlog
 from django.db import DatabaseError, InterfaceError, transaction
@@ -17,6 +18,7 @@ from gateway.envelope import (
     EventAnswer,
     RawEvent,
 )
+from ris_central.federation import coalescing
 from ris_central.federation.listeners import listeners_of
 from ris_central.federation.models import DeliveryState, InboxEvent, Node, NodeAuditRow
 from standards.errors import PermanentError, TransientError
@@ -27,6 +29,9 @@ NOT_UNDERSTOOD = "event-not-understood"
 VOCABULARY = hashlib.sha256(json.dumps(Event.model_json_schema(), sort_keys=True).encode()).hexdigest()[:16]
 """Changes whenever this program understands other events than the one before."""
 AT_ONCE = 200
+LONGEST_SECONDS = 8.0
+"""A node that has waited longer than its patience says it all again, while the first request is still at it: a busy
+centre answers with what it has taken by then, and the node goes on from there."""
 
 
 def take(node: Node, events: list[RawEvent]) -> EventAnswer:
@@ -43,8 +48,15 @@ def take(node: Node, events: list[RawEvent]) -> EventAnswer:
         raise PermanentError("schema-version", f"the centre does not speak version {sorted(strange)}")
     if events:
         _enter_epoch(node, events[0].epoch)
-    for event in events:
-        if not _take_one(node, event):
+    node.refresh_from_db(fields=["epoch", "cursor"])
+    known = sum(event.seq <= node.cursor for event in events)
+    if not all(_take_one(node, event) for event in events[:known]):
+        return EventAnswer(epoch=node.epoch, cursor=node.cursor)
+    begun = time.monotonic()
+    for lot in coalescing.lots(events[known:], across_studies=node.kind == Node.Kind.ARCHIVE):
+        if not _take_together(node, lot) and not all(_take_one(node, event) for event in lot):
+            break
+        if time.monotonic() - begun > LONGEST_SECONDS:
             break
     node.refresh_from_db(fields=["epoch", "cursor"])
     return EventAnswer(epoch=node.epoch, cursor=node.cursor)
@@ -60,6 +72,44 @@ def _enter_epoch(node: Node, epoch: str) -> None:
     log.info("node-enters-epoch", node=node.name, epoch=epoch)
     locked.epoch, locked.cursor = epoch, 0
     locked.save(update_fields=["epoch", "cursor"])
+
+
+@transaction.atomic
+def _take_together(node: Node, lot: list[RawEvent]) -> bool:
+    """Take the next events of a node as one; False when they are not the next ones, or must be taken one by one."""
+    locked = Node.objects.select_for_update(no_key=True, of=("self",)).select_related("site").get(pk=node.pk)
+    follow = [raw.seq for raw in lot] == list(range(locked.cursor + 1, locked.cursor + 1 + len(lot)))
+    if len(lot) < 2 or locked.epoch != lot[0].epoch or not follow:
+        return False
+    try:
+        with transaction.atomic():
+            for event in coalescing.merged([Event.model_validate(raw.model_dump()) for raw in lot]):
+                for listener in listeners_of(event.body.type):
+                    listener(locked, event)
+    except InterfaceError:
+        raise
+    except DatabaseError as error:
+        if _may_pass(error):
+            raise
+        return False
+    except Exception as error:  # taken one by one it shows which of them it is, and the others are not held up
+        log.info("events-taken-one-by-one", node=node.name, seq=lot[0].seq, error=type(error).__name__)
+        return False
+    InboxEvent.objects.bulk_create(
+        [
+            InboxEvent(
+                node=locked,
+                epoch=raw.epoch,
+                seq=raw.seq,
+                type=str(raw.body["type"])[:32],
+                occurred_at=raw.occurred_at,
+                body=raw.body,
+            )
+            for raw in lot
+        ]
+    )
+    Node.objects.filter(pk=locked.pk).update(cursor=lot[-1].seq, last_seen_at=timezone.now())
+    return True
 
 
 @transaction.atomic
