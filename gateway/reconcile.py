@@ -65,8 +65,9 @@ class Rounds:
         if self._read_page(self._buckets):
             return 0.0 if self._hurried else REST * (time.monotonic() - began)
         buckets, self._buckets = self._buckets, None
-        self._next = time.monotonic() + ROUND_SECONDS
+        self._next = time.monotonic() + FIRST_SECONDS  # where this fails, another round begins soon
         told = compare(centre, state, buckets)
+        self._next = time.monotonic() + ROUND_SECONDS
         log.info("holdings-compared", series=sum(count for count, _ in buckets.values()), told=told)
         return 1.0
 
@@ -109,9 +110,9 @@ def _lots(differ: set[int]) -> list[dict[int, list[int]]]:
                 keys[name.bucket].append(key)
         after = page[-1][0]
     lots: list[dict[int, list[int]]] = []
-    size = SERIES_AT_ONCE
+    size = 0
     for bucket, found in keys.items():
-        if size + len(found) > SERIES_AT_ONCE:
+        if not lots or size + len(found) > SERIES_AT_ONCE:
             lots.append({})
             size = 0
         lots[-1][bucket] = found
