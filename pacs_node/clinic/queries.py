@@ -6,8 +6,9 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from django.contrib.auth.models import User
 from django.db import Error as DatabaseError
@@ -104,11 +105,21 @@ class DestinationProgress:
     failed: int
     oldest_waiting: datetime | None
     last_error: str
+    outside: dict[str, int] = field(default_factory=dict)
+    """What a place outside the region proved, by ``Delivery.Proof``: never a receipt."""
+
+    @property
+    def closed(self) -> int:
+        """How many are done with, by whatever proof."""
+        return self.receipted + sum(self.outside.values())
 
     @property
     def percent(self) -> int:
-        """Receipted, in whole percent, 100 only when all are."""
-        return self.receipted * 100 // self.total if self.total else 100
+        """Done with, in whole percent, 100 only when all are."""
+        return self.closed * 100 // self.total if self.total else 100
+
+
+_OUTSIDE: Final = (("read_back", "read-back"), ("committed", "committed"), ("stored", "stored"))
 
 
 def delivery_progress() -> list[DestinationProgress]:
@@ -120,8 +131,9 @@ def delivery_progress() -> list[DestinationProgress]:
             total=Count("pk"),
             receipted=Count("pk", filter=Q(status=status.RECEIPTED)),
             failed=Count("pk", filter=Q(status=status.FAILED)),
-            oldest_waiting=Min("created_at", filter=~Q(status=status.RECEIPTED)),
-            last_error=Max("last_error", filter=~Q(status=status.RECEIPTED)),
+            oldest_waiting=Min("created_at", filter=~Q(status__in=Delivery.CLOSED)),
+            last_error=Max("last_error", filter=~Q(status__in=Delivery.CLOSED)),
+            **{f"by_{name}": Count("pk", filter=Q(status=status.DELIVERED, proof=proof)) for name, proof in _OUTSIDE},
         )
         .order_by("destination")
     )
@@ -133,6 +145,7 @@ def delivery_progress() -> list[DestinationProgress]:
             failed=row["failed"],
             oldest_waiting=row["oldest_waiting"],
             last_error=row["last_error"] or "",
+            outside={proof: row[f"by_{name}"] for name, proof in _OUTSIDE if row[f"by_{name}"]},
         )
         for row in rows
     ]
@@ -143,7 +156,7 @@ def deliveries_of(studies: Iterable[Study]) -> dict[str, tuple[int, int]]:
     rows = (
         Delivery.objects.filter(study_instance_uid__in=[study.study_instance_uid for study in studies])
         .values("study_instance_uid")
-        .annotate(total=Count("pk"), receipted=Count("pk", filter=Q(status=Delivery.Status.RECEIPTED)))
+        .annotate(total=Count("pk"), receipted=Count("pk", filter=Q(status__in=Delivery.CLOSED)))
     )
     return {row["study_instance_uid"]: (row["receipted"], row["total"]) for row in rows}
 

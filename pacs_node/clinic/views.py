@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from gateway.foreign import queries as foreign
 from gateway.models import ParkedCommand
 from pacs_node.clinic import actions, audit, logins, queries
 from pacs_node.clinic.models import ApplicationEntity, AuditEntry, RefusedAssociation, WorklistEntry
@@ -145,6 +146,7 @@ def state(request: HttpRequest) -> HttpResponse:
         "state": queries.node_state(),
         "health": queries.health(),
         "engineer": is_engineer(person(request)),
+        "foreign": foreign.sources(),
     }
     template = "clinic/state_body.html" if "HX-Request" in request.headers else "clinic/state.html"
     return render(request, template, context)
@@ -336,8 +338,9 @@ def metrics(request: HttpRequest) -> HttpResponse:
         "# TYPE regis_node_deliveries gauge",
     ]
     for row in now.deliveries:
-        waiting = row.total - row.receipted - row.failed
-        for name, value in (("receipted", row.receipted), ("waiting", waiting), ("failed", row.failed)):
+        delivered, waiting = row.closed - row.receipted, row.total - row.closed - row.failed
+        counts = {"receipted": row.receipted, "delivered": delivered, "waiting": waiting, "failed": row.failed}
+        for name, value in counts.items():
             label = row.destination.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
             lines.append(f'regis_node_deliveries{{destination="{label}",status="{name}"}} {value}')
     return HttpResponse("\n".join(lines) + "\n", content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -5,11 +5,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
+from django.test import Client
 from pydantic import ValidationError
 from pydicom.dataset import Dataset
 
 from gateway import registry
-from gateway.envelope import Configuration, ForeignSource, ImportRule
+from gateway.actions import apply_configuration, record_join
+from gateway.envelope import Configuration, Directory, ForeignSource, ImportRule, JoinAnswer
 from gateway.foreign import actions, polling
 from gateway.foreign.models import ForeignStudy, Retrieval
 from gateway.foreign.pacing import Pace, is_within
@@ -366,3 +369,18 @@ def test_hours_go_over_midnight() -> None:
         hour, minute = map(int, text.split(":"))
         assert is_within(night, day + timedelta(hours=hour, minutes=minute)) is expected
     assert is_within([], day)
+
+
+def test_the_node_s_own_page_says_how_its_foreign_pacs_answers(client: Client) -> None:
+    source = quirky_source(9)
+    join = JoinAnswer(name="clinic", directory=Directory(peers=[], token_keys={}, mirror_to=[]))
+    record_join(join, "https://127.0.0.1:9")
+    apply_configuration(Configuration(foreign=[source]))
+    client.force_login(User.objects.create_user("anna"))
+    assert "Not asked yet" in client.get("/state/").content.decode()
+    actions.record_poll(source, now=NOW, due=NOW, swept=False, quirks=None, error="connection-failed: QUIRKY")
+    page = client.get("/state/").content.decode()
+    assert "Does not answer" in page
+    assert "connection-failed: QUIRKY" in page
+    actions.record_poll(source, now=NOW, due=NOW, swept=True, quirks=set())
+    assert "connection-failed" not in client.get("/state/").content.decode()
