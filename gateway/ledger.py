@@ -1,15 +1,17 @@
 """The ledger as a whole: what is laid on it, what the rules hold back of it, and what it says when asked."""
 
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from django.db import transaction
-from django.db.models import Count, Min, Q, QuerySet, Sum
+from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 from django.utils import timezone
 
 from gateway import registry, rules
-from gateway.envelope import Configuration, Directory, Held, OutsideDestination, Peer, Queue
+from gateway.envelope import Configuration, DeliveryProgress, Directory, Held, OutsideDestination, Peer, Queue
 from gateway.models import Delivery, JoinState, OutboxEntry, StudyPriority
 from gateway.protocols import HeldInstance, InstanceOrigin
 from gateway.rates import traffic
@@ -18,6 +20,9 @@ from gateway.rules import Asked, Decision
 DELIVERY_PROGRESS: Final = "delivery.progress"
 _AT_ONCE: Final = 1000
 """Rows changed in one transaction: whoever stores images waits no longer than for that."""
+_KNOWN_SECONDS: Final = 10.0
+_SHARE_OF_TIME: Final = 20.0
+"""Adding up the queues may take a twentieth of the time."""
 _OPEN: Final = (Delivery.Status.WAITING, Delivery.Status.FAILED)
 
 
@@ -153,8 +158,9 @@ def _settle(rows: QuerySet[Delivery], judge: Judge, destination: str, modality: 
     if decision is not None:
         since = Q(held_until=decision.until) if decision.until else Q(held_until__isnull=True)
         rows = rows.exclude(Q(priority=decision.priority) & Q(held_by=decision.held_by) & since)
-    changed = 0
-    while lot := list(rows.values_list("pk", "study_instance_uid")[:_AT_ONCE]):
+    changed, last = 0, 0
+    while lot := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", "study_instance_uid")[:_AT_ONCE]):
+        last = lot[-1][0]
         chosen = Delivery.objects.filter(pk__in=[pk for pk, _ in lot])
         with transaction.atomic():
             if decision is None:
@@ -169,95 +175,134 @@ def _settle(rows: QuerySet[Delivery], judge: Judge, destination: str, modality: 
 # What the ledger says
 
 
-def _counted(rows: QuerySet[Delivery]) -> dict[str, Any]:
-    closed, failed = Q(status__in=Delivery.CLOSED), Q(status=Delivery.Status.FAILED)
-    return rows.aggregate(
-        total=Count("pk"),
-        receipted=Count("pk", filter=closed),
-        failed=Count("pk", filter=failed),
-        total_bytes=Sum("size", default=0),
-        receipted_bytes=Sum("size", filter=closed, default=0),
-        failed_bytes=Sum("size", filter=failed, default=0),
-        wire_bytes=Sum("wire_bytes", filter=closed, default=0),
-    )
+@dataclass
+class _Sums:
+    """What rows of one destination add up to."""
+
+    total: int = 0
+    receipted: int = 0
+    failed: int = 0
+    total_bytes: int = 0
+    receipted_bytes: int = 0
+    failed_bytes: int = 0
+    wire_bytes: int = 0
+    held: dict[tuple[str, datetime | None], Held] = field(default_factory=dict)
+    proofs: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    last_error: str = ""
+    to_go: int = 0
+    """Bytes that may go now."""
+    last: tuple[int, int] = (0, 0)
+    """Priority and key of the last of those."""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One group of rows that are alike."""
+        count, size, status = row["count"], row["bytes"], row["status"]
+        self.total, self.total_bytes = self.total + count, self.total_bytes + size
+        if status in Delivery.CLOSED:
+            self.receipted, self.receipted_bytes = self.receipted + count, self.receipted_bytes + size
+            self.wire_bytes += row["wire"]
+            self.proofs[row["proof"]] = self.proofs.get(row["proof"], 0) + count
+            return
+        if row["last_error"]:
+            code = row["last_error"].partition(":")[0][:64]
+            self.errors[code] = self.errors.get(code, 0) + count
+            self.last_error = row["last_error"]
+        if status == Delivery.Status.FAILED:
+            self.failed, self.failed_bytes = self.failed + count, self.failed_bytes + size
+        elif row["held_by"]:
+            key = (row["held_by"], row["held_until"])
+            before = self.held.get(key) or Held(reason=row["held_by"], until=row["held_until"])
+            self.held[key] = before.model_copy(
+                update={"instances": before.instances + count, "size": before.size + size}
+            )
+        else:
+            self.to_go += size
+            self.last = max(self.last, (row["priority"], row["last"]))
 
 
-def _held(rows: QuerySet[Delivery]) -> list[Held]:
-    groups = (
-        rows.filter(status=Delivery.Status.WAITING)
-        .exclude(held_by="")
-        .values("held_by", "held_until")
-        .order_by("held_by", "held_until")
-        .annotate(instances=Count("pk"), bytes=Sum("size"))
-    )
-    return [
-        Held.model_validate(
-            {"reason": row["held_by"], "until": row["held_until"], "instances": row["instances"], "size": row["bytes"]}
-        )
-        for row in groups
-    ]
+def _summed(rows: QuerySet[Delivery]) -> _Sums:
+    """By one query of groups: asked for one thing, a database may walk a destination's whole queue for a study."""
+    sums = _Sums()
+    groups = rows.values("status", "proof", "priority", "held_by", "held_until", "last_error").order_by()
+    for row in groups.annotate(count=Count("pk"), bytes=Sum("size"), wire=Sum("wire_bytes"), last=Max("pk")):
+        sums.add(row)
+    return sums
 
 
 def progress_of(study_instance_uid: str, destination: str) -> dict[str, Any]:
     """How far the ledger is with a study towards a destination: a ``DeliveryProgress`` as it is kept."""
-    rows = Delivery.objects.filter(study_instance_uid=study_instance_uid, destination=destination)
-    counts, held = _counted(rows), _held(rows)
-    failing = rows.exclude(last_error="").exclude(status__in=Delivery.CLOSED)
-    errors: dict[str, int] = {}
-    for text, count in failing.values_list("last_error").annotate(Count("pk")):
-        code = text.partition(":")[0][:64]
-        errors[code] = errors.get(code, 0) + count
-    trouble = failing.order_by("-next_attempt_at").values_list("last_error", flat=True).first()
+    sums = _summed(Delivery.objects.filter(study_instance_uid=study_instance_uid, destination=destination))
     flow = traffic.of(destination)
     under_way = flow.under_way(study_instance_uid)
-    left = counts["total_bytes"] - counts["receipted_bytes"] - counts["failed_bytes"] - sum(it.size for it in held)
-    return {
-        "type": DELIVERY_PROGRESS,
-        "study_instance_uid": study_instance_uid,
-        "destination": destination,
-        **counts,
-        "last_error": trouble or (flow.trouble[:255] if left > 0 else ""),
-        "under_way_bytes": under_way,
-        "held": [it.model_dump(mode="json") for it in held],
-        "proofs": dict(rows.filter(status__in=Delivery.CLOSED).values_list("proof").annotate(Count("pk"))),
-        "errors": errors,
-        "bytes_per_second": flow.files.rate(),
-        "seconds_left": flow.seconds(left - under_way + _ahead(rows, destination)) if left > 0 else None,
-    }
+    ahead = _ahead(destination, *sums.last) if sums.to_go and flow.files.rate() else 0
+    return DeliveryProgress(
+        study_instance_uid=study_instance_uid,
+        destination=destination,
+        total=sums.total,
+        receipted=sums.receipted,
+        failed=sums.failed,
+        last_error=sums.last_error or (flow.trouble[:255] if sums.to_go else ""),
+        total_bytes=sums.total_bytes,
+        receipted_bytes=sums.receipted_bytes,
+        failed_bytes=sums.failed_bytes,
+        under_way_bytes=under_way,
+        wire_bytes=sums.wire_bytes,
+        held=list(sums.held.values()),
+        proofs=sums.proofs,
+        errors=sums.errors,
+        bytes_per_second=flow.files.rate(),
+        seconds_left=flow.seconds(max(sums.to_go, ahead) - under_way) if sums.to_go else None,
+    ).model_dump(mode="json")
 
 
-def _ahead(rows: QuerySet[Delivery], destination: str) -> int:
-    """Bytes that go to the destination before the last of these."""
-    last = rows.filter(status=Delivery.Status.WAITING, held_by="").order_by("-priority", "-id").first()
-    if last is None:
-        return 0
-    before = Q(priority__lt=last.priority) | Q(priority=last.priority, id__lt=last.pk)
-    others = Delivery.objects.filter(before, destination=destination, status=Delivery.Status.WAITING, held_by="")
-    return int(
-        others.exclude(study_instance_uid=last.study_instance_uid).aggregate(size=Sum("size", default=0))["size"]
-    )
+_Queue = list[tuple[int, int, int, int]]
+_queues_ahead: dict[str, tuple[float, _Queue]] = {}
+
+
+def _ahead(destination: str, priority: int, key: int) -> int:
+    """Bytes that go to the destination until this row has gone, about: keys rise as instances came."""
+    until, queue = _queues_ahead.get(destination, (0.0, []))
+    if until < time.monotonic():
+        waiting = Delivery.objects.filter(destination=destination, status=Delivery.Status.WAITING, held_by="")
+        sums = waiting.values("priority").order_by().annotate(bytes=Sum("size"), first=Min("pk"), last=Max("pk"))
+        queue = [(row["priority"], row["bytes"], row["first"], row["last"]) for row in sums]
+        _queues_ahead[destination] = (time.monotonic() + _KNOWN_SECONDS, queue)
+    urgent = sum(size for other, size, _, _ in queue if other < priority)
+    alike = next(((size, first, last) for other, size, first, last in queue if other == priority), (0, key, key))
+    size, first, last = alike
+    share = 1.0 if last <= first else min(1.0, max(0.0, (key - first) / (last - first)))
+    return urgent + int(size * share)
+
+
+_kept_queues: tuple[float, list[Queue]] = (0.0, [])
 
 
 def queues(state: JoinState) -> list[Queue]:
-    """All that waits, by destination."""
+    """All that waits, by destination; of a long queue, as it was when there was last time to add it up."""
+    global _kept_queues
+    begun = time.monotonic()
+    if _kept_queues[0] > begun:
+        return _kept_queues[1]
     names = set(destinations_of(state, Configuration.model_validate(state.configuration or {})))
     names |= set(Delivery.objects.filter(status__in=_OPEN).values_list("destination", flat=True).distinct())
-    return [_queue(name) for name in sorted(names)]
+    found = [_queue(name) for name in sorted(names)]
+    _kept_queues = (time.monotonic() + _SHARE_OF_TIME * (time.monotonic() - begun), found)
+    return found
 
 
 def _queue(destination: str) -> Queue:
     rows = Delivery.objects.filter(destination=destination, status__in=_OPEN)
-    counts, held, flow = _counted(rows), _held(rows), traffic.of(destination)
-    left = counts["total_bytes"] - counts["failed_bytes"] - sum(it.size for it in held)
+    sums, flow = _summed(rows), traffic.of(destination)
     return Queue(
         destination=destination,
-        instances=counts["total"],
-        size=counts["total_bytes"],
-        failed=counts["failed"],
-        held=held,
+        instances=sums.total,
+        size=sums.total_bytes,
+        failed=sums.failed,
+        held=list(sums.held.values()),
         bytes_per_second=flow.files.rate(),
         wire_bytes_per_second=flow.wire.rate(),
-        seconds_left=flow.seconds(left - flow.under_way()) if left > 0 else None,
+        seconds_left=flow.seconds(sums.to_go - flow.under_way()) if sums.to_go else None,
         oldest_at=rows.aggregate(at=Min("created_at"))["at"],
         trouble=flow.trouble,
         trouble_since=flow.trouble_since,

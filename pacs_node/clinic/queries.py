@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from django.contrib.auth.models import User
 from django.db import Error as DatabaseError
@@ -119,12 +118,13 @@ class DestinationProgress:
         return self.closed * 100 // self.total if self.total else 100
 
 
-_OUTSIDE: Final = (("read_back", "read-back"), ("committed", "committed"), ("stored", "stored"))
-
-
 def delivery_progress() -> list[DestinationProgress]:
     """The ledger by destination."""
     status = Delivery.Status
+    outside: dict[str, dict[str, int]] = {}
+    delivered = Delivery.objects.filter(status=status.DELIVERED).values_list("destination", "proof").order_by("proof")
+    for destination, proof, count in delivered.annotate(Count("pk")):
+        outside.setdefault(destination, {})[proof] = count
     rows = (
         Delivery.objects.values("destination")
         .annotate(
@@ -133,7 +133,6 @@ def delivery_progress() -> list[DestinationProgress]:
             failed=Count("pk", filter=Q(status=status.FAILED)),
             oldest_waiting=Min("created_at", filter=~Q(status__in=Delivery.CLOSED)),
             last_error=Max("last_error", filter=~Q(status__in=Delivery.CLOSED)),
-            **{f"by_{name}": Count("pk", filter=Q(status=status.DELIVERED, proof=proof)) for name, proof in _OUTSIDE},
         )
         .order_by("destination")
     )
@@ -145,7 +144,7 @@ def delivery_progress() -> list[DestinationProgress]:
             failed=row["failed"],
             oldest_waiting=row["oldest_waiting"],
             last_error=row["last_error"] or "",
-            outside={proof: row[f"by_{name}"] for name, proof in _OUTSIDE if row[f"by_{name}"]},
+            outside=outside.get(row["destination"], {}),
         )
         for row in rows
     ]

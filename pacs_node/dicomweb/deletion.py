@@ -46,7 +46,7 @@ def _check_rules(study: str, found: list[Instance]) -> None:
     keys = [instance.pk for instance in found]
     for start in range(0, len(keys), _BATCH):
         waiting = Delivery.objects.filter(instance_key__in=keys[start : start + _BATCH])
-        destination = waiting.exclude(status=Delivery.Status.RECEIPTED).values_list("destination", flat=True).first()
+        destination = waiting.exclude(status__in=Delivery.CLOSED).values_list("destination", flat=True).first()
         if destination is not None:
             raise ConflictError("not-delivered", f"Images are still on their way to {destination}.")
 

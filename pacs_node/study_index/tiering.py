@@ -133,7 +133,7 @@ def _obstacle(instances: list[Instance], copies: dict[int, list[Copy]]) -> str:
     keys = [instance.pk for instance in instances]
     for start in range(0, len(keys), 500):
         open_ones = Delivery.objects.filter(instance_key__in=keys[start : start + 500]).exclude(
-            status=Delivery.Status.RECEIPTED
+            status__in=Delivery.CLOSED
         )
         destination = open_ones.values_list("destination", flat=True).first()
         if destination is not None:
