@@ -7,6 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
+from django.test import Client
 from django.utils import timezone
 
 from gateway import deliveries, registry
@@ -229,3 +231,19 @@ def test_what_came_from_a_foreign_pacs_is_known_to_be_there_whatever_it_is_calle
         assert "ORTHANC" in told.titles_at(place)
     elsewhere = OutsideDestination(name="else", kind="dicom", ae_title="ELSE", host="10.0.0.6", port=104)
     assert told.titles_at(elsewhere) == {"else", "ELSE"}
+
+
+def test_the_node_s_page_names_what_a_place_outside_proves_and_never_calls_it_safe(
+    tmp_path: Path, client: Client
+) -> None:
+    for proof in ("stored", "committed", "committed"):
+        row = held(tmp_path, "vault")
+        Delivery.objects.filter(pk=row.pk).update(status="delivered", proof=proof)
+    held(tmp_path, "vault")
+    client.force_login(User.objects.create_user("anna"))
+    page = client.get("/state/").content.decode()
+    assert "3 of 4" in page
+    assert "at vault, outside the region" in page
+    assert "stored, by its own word: 1" in page
+    assert "storage committed: 2" in page
+    assert "safe at vault" not in page
