@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from django.db import transaction
 from django.db.models import Count, Max, Min, Q, QuerySet, Sum
@@ -226,7 +226,7 @@ def _summed(rows: QuerySet[Delivery]) -> _Sums:
     sums = _Sums()
     groups = rows.values("status", "proof", "priority", "held_by", "held_until", "last_error").order_by()
     for row in groups.annotate(count=Count("pk"), bytes=Sum("size"), wire=Sum("wire_bytes"), last=Max("pk")):
-        sums.add(row)
+        sums.add(cast(dict[str, Any], row))
     return sums
 
 

@@ -23,6 +23,8 @@ from pacs_node.dicomweb.segments import Segments, send_segments
 log = structlog.get_logger(__name__)
 
 THREADS = 16
+THREADS_FOR_PEERS = 48
+"""Behind TLS: a clinic on a slow line holds a thread for each instance that it has in flight."""
 _MOST_HEADER: Final = 8192
 _NEXT_SOON_MS: Final = 5
 
@@ -138,7 +140,7 @@ class WebServers:
         if settings.http_port:
             self._servers.append(_server(settings.http_host, settings.http_port, application, settings))
         if settings.https_port and settings.tls_certificate and settings.tls_key:
-            server = _server(settings.http_host, settings.https_port, application, settings)
+            server = _server(settings.http_host, settings.https_port, application, settings, THREADS_FOR_PEERS)
             server.ssl_adapter = BuiltinSSLAdapter(str(settings.tls_certificate), str(settings.tls_key))
             self._servers.append(server)
 
@@ -155,11 +157,11 @@ class WebServers:
             server.stop()
 
 
-def _server(host: str, port: int, application: Any, settings: NodeConfig) -> Server:
+def _server(host: str, port: int, application: Any, settings: NodeConfig, threads: int = THREADS) -> Server:
     server = _LoggedServer(
         (host, port),
         application,
-        numthreads=THREADS,
+        numthreads=threads,
         server_name="regis",
         timeout=settings.network_timeout_seconds,  # type: ignore[arg-type]  # its stubs say int; sockets take float
         shutdown_timeout=5,
