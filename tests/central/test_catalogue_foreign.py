@@ -18,7 +18,9 @@ from ris_central.accounts.models import Role, User
 from ris_central.audit.models import AuditEvent
 from ris_central.catalogue.actions import foreign
 from ris_central.catalogue.models import ForeignHolding, Study
+from ris_central.federation import configurations
 from ris_central.federation.models import Command, Node
+from standards.errors import PermanentError
 from tests.factories import centre, region
 
 pytestmark = pytest.mark.django_db
@@ -197,3 +199,12 @@ def test_the_page_of_the_site_says_how_each_pacs_answers_and_names_no_patient(
     assert "refuses ranges of dates" in page
     foreign.take_foreign_source(clinic, event_of(state.model_copy(update={"retired": True})))
     assert "old-pacs" not in browser.get(f"/sites/{clinic.site.pk}/").content.decode()
+
+
+def test_a_pacs_is_written_down_in_the_configuration_of_a_node_and_its_faults_are_named() -> None:
+    source = {"name": "old-pacs", "ae_title": "OLDPACS", "host": "10.0.0.5", "port": 104, "hours": ["19:00-07:00"]}
+    (kept,) = configurations.checked({"foreign": [source]})["foreign"]
+    assert (kept["name"], kept["retrieve"], kept["hours"]) == ("old-pacs", "c-move", ["19:00-07:00"])
+    for change, fault in (({"port": 0}, "host and port"), ({"hours": ["7"]}, "HH:MM"), ({"prot": 104}, "prot")):
+        with pytest.raises(PermanentError, match=fault):
+            configurations.checked({"foreign": [source | change]})

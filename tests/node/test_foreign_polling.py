@@ -17,6 +17,7 @@ from gateway.foreign import actions, polling
 from gateway.foreign.models import ForeignStudy, Retrieval
 from gateway.foreign.pacing import Pace, is_within
 from gateway.foreign.pacs import pacs_of
+from gateway.foreign.queries import due_jobs
 from gateway.foreign.retrieving import fetch
 from standards.errors import RegisError
 from standards.uids import new_uid
@@ -143,6 +144,7 @@ from django.utils import timezone
 from gateway.envelope import ForeignSource
 from gateway.foreign.models import Retrieval
 from gateway.foreign.pacs import pacs_of
+from gateway.foreign.queries import due_jobs
 from gateway.foreign.retrieving import fetch
 source = ForeignSource(name="old", ae_title="OLDPACS", host="127.0.0.1", port={port})
 job = Retrieval.objects.create(source="old", study_instance_uid={study!r}, next_attempt_at=timezone.now())
@@ -308,6 +310,34 @@ def test_names_of_a_pacs_that_lies_about_its_character_set_are_read_all_the_same
     assert found.patient.patient_name == "Кузнецова^Марина^Сергеевна"
     assert found.study.study_description == "Грудная клетка"
     assert "wrong-character-set" in look.quirks
+
+
+def test_an_old_study_that_arrives_late_is_seen_by_its_day_of_arrival() -> None:
+    late = listed(new_uid(), date="20190101")
+
+    def judge(query: Dataset) -> list[Dataset]:
+        arrived = str(query.get("StudyArrivalDate", ""))
+        return [late] if arrived and arrived.partition("-")[0] <= TODAY else []
+
+    with quirky(judge) as (port, _):
+        look = polled(quirky_source(port, changes_by="StudyArrivalDate"), sweep=False)
+        assert set(look.studies) == {late.StudyInstanceUID}
+        polled(quirky_source(port))
+        polled(quirky_source(port))
+    assert ForeignStudy.objects.get().gone_at is None, "it is not missed among the studies of other days"
+
+
+def test_what_is_due_depends_on_the_hour_but_a_person_never_waits_for_it() -> None:
+    asked, ruled, at_night = (job_for(quirky_source(9), new_uid()) for _ in range(3))
+    Retrieval.objects.filter(pk=asked.pk).update(by_person=True, priority=10)
+    Retrieval.objects.filter(pk=at_night.pk).update(at_night=True)
+
+    def due(*, by_rule: bool, night: bool) -> list[int]:
+        return [job.pk for job in due_jobs("quirky", busy=set(), now=NOW, by_rule=by_rule, at_night=night)]
+
+    assert due(by_rule=False, night=False) == [asked.pk]
+    assert due(by_rule=True, night=False) == [asked.pk, ruled.pk]
+    assert due(by_rule=True, night=True) == [asked.pk, ruled.pk, at_night.pk]
 
 
 def test_rules_fetch_new_studies_now_at_night_or_not_at_all() -> None:
