@@ -16,8 +16,8 @@ from ris_central.orders.models import ReturnDifference, ScheduledProcedureStep
 from ris_central.orders.placing import cancel_step, place, reopen_step, saved, slot_of, write
 from ris_central.orders.transitions import check, move
 from ris_central.patients import merging
-from ris_central.patients.actions import birth_date_of, edit
-from ris_central.patients.models import Patient, PatientMerge
+from ris_central.patients.actions import birth_date_of, edit, link_care
+from ris_central.patients.models import CareLink, Patient, PatientMerge
 from standards.errors import ConflictError, PermanentError
 
 Side = ReturnDifference.Side
@@ -98,6 +98,16 @@ def _identity(difference: ReturnDifference, side: str, request: HttpRequest) -> 
     edit(difference.patient, name=name, birth_date=birth_date_of(born), sex=sex, request=request)
 
 
+def _elsewhere(difference: ReturnDifference, side: str, request: HttpRequest) -> None:
+    """Node: the patient is treated at the site, which sees their earlier studies. Centre: it does not."""
+    if difference.patient is None:
+        raise ConflictError("state-conflict", "The patient is gone.")
+    if side == Side.NODE:
+        link_care(difference.patient, difference.site, reason="booked")
+    else:
+        CareLink.objects.filter(patient=difference.patient, site=difference.site, user=None, reason="booked").delete()
+
+
 def _cancelled(difference: ReturnDifference, side: str, request: HttpRequest) -> None:
     """Node: the order is open. Centre: it is cancelled."""
     step = _step(difference, difference.detail["step"])
@@ -171,6 +181,7 @@ APPLIERS: Final[dict[str, Applier]] = {
     "patient-corrected": _corrected,
     "patient-differs": _identity,
     "patient-alike": _alike,
+    "patient-elsewhere": _elsewhere,
     "cancelled-but-examined": _cancelled,
     "cancelled-but-changed": _cancelled,
     "changed-but-cancelled": _kept_booking,

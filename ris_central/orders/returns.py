@@ -22,7 +22,7 @@ from ris_central.orders.rules import merge_field
 from ris_central.orders.transitions import check
 from ris_central.organizations.queries import people_of
 from ris_central.patients import actions as patients
-from ris_central.patients.models import Patient
+from ris_central.patients.models import Patient, PatientIdentifier, SiteRegistration
 from standards.person_names import fold
 from worklist.feed import WorklistItem
 
@@ -143,7 +143,7 @@ def _step_of(node: Node, item: WorklistItem) -> ScheduledProcedureStep | None:
 
 def _register(node: Node, body: OrderRegistered) -> None:
     item, site = body.item, node.site
-    patient = _patient(node, body)
+    patient, is_ours = _patient(node, body)
     accession, notes = _accession(node, item)
     step_id = item.scheduled_procedure_step_id
     if accession != item.accession_number or _step_id_taken(step_id):
@@ -169,7 +169,10 @@ def _register(node: Node, body: OrderRegistered) -> None:
         node_revision=body.revision,
     )
     place(step, node)
-    patients.link_care(patient, site, reason="booked")
+    if is_ours:
+        patients.link_care(patient, site, reason="booked")
+    else:
+        note(node, "patient-elsewhere", order=order, node_value=item.patient_name, centre_value=str(patient))
     for rule, values in notes:
         note(node, rule, order=order, **values)
     if body.emergency_number:
@@ -181,8 +184,12 @@ def _register(node: Node, body: OrderRegistered) -> None:
     announce(order)
 
 
-def _patient(node: Node, body: OrderRegistered) -> Patient:
-    """Who it is by number; a new person who may be one the centre knows is proposed for a merge."""
+def _patient(node: Node, body: OrderRegistered) -> tuple[Patient, bool]:
+    """Who it is by number, and whether the site may treat them without a person's word.
+
+    A new person who may be one the centre knows is proposed for a merge. A number of another site opens nothing by
+    itself: else whoever holds a node's key could read about every patient of the region.
+    """
     item, site = body.item, node.site
     identity = PatientIdentity(
         patient_id=item.patient_id,
@@ -190,9 +197,13 @@ def _patient(node: Node, body: OrderRegistered) -> Patient:
         patient_birth_date=item.patient_birth_date,
         patient_sex=item.patient_sex,
     )
-    known_before = Patient.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
-    patient = patients.resolve(identity, item.issuer_of_patient_id or site.issuer_of_patient_id, site)
-    if patient.pk <= known_before:
+    issuer = item.issuer_of_patient_id or site.issuer_of_patient_id
+    here_before = SiteRegistration.objects.filter(
+        site=site, patient__identifiers__issuer=issuer, patient__identifiers__value=item.patient_id
+    ).exists()
+    is_known = PatientIdentifier.objects.filter(issuer=issuer, value=item.patient_id).exists()
+    patient = patients.resolve(identity, issuer, site)
+    if is_known:
         here = (fold(patient.name), patient.birth_date, patient.sex)
         there = (fold(item.patient_name), patients.birth_date_of(item.patient_birth_date), item.patient_sex)
         if here != there:
@@ -206,7 +217,11 @@ def _patient(node: Node, body: OrderRegistered) -> Patient:
             )
     elif not body.unknown_patient:
         propose_alike(node, patient)
-    return patient
+    unconfirmed = ReturnDifference.objects.filter(
+        rule="patient-elsewhere", patient=patient, site=site, kept=ReturnDifference.Side.CENTRE
+    )
+    is_stranger = is_known and not here_before and issuer != site.issuer_of_patient_id
+    return patient, not (is_stranger or unconfirmed.exists())
 
 
 def _person_text(name: str, born: str, sex: str) -> str:

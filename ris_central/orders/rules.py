@@ -66,6 +66,11 @@ HAPPENINGS: Final[dict[str, Rule]] = {
     "patient-differs": Rule(
         Side.CENTRE, _("The node names the patient of this number otherwise: the centre's identity holds.")
     ),
+    "patient-elsewhere": Rule(
+        Side.CENTRE,
+        _("The node named a patient of another site: their earlier studies open here only when a person confirms it."),
+        asks=True,
+    ),
     "patient-corrected": Rule(Side.NODE, _("The node corrected the patient and nobody else did: the node's holds.")),
     "patient-unknown": Rule(Side.NODE, _("Registered as an unknown patient: somebody must say who it is."), asks=True),
     "accession-twice": Rule(
