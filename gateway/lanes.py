@@ -71,7 +71,7 @@ class Lane:
         self._line: Line | None = None
         self._busy: set[int] = set()
         self._large: dict[int, Large] = {}
-        self._under_way = self._failures = 0
+        self._probes = self._failures = 0
         self._idle_until = self._paused_until = 0.0
 
     def update(self, state: JoinState, place: Place, policy: MirrorPolicy) -> None:
@@ -100,18 +100,19 @@ class Lane:
             rest = max(self._idle_until, self._paused_until) - now
             if rest > 0:
                 return min(rest, IDLE_SECONDS)
-            if self._failures and self._under_way:
-                return IDLE_SECONDS  # one tries whether the destination is back
+            is_probe = self._failures > 0
+            if is_probe and self._probes:
+                return IDLE_SECONDS  # another thread tries whether the destination is back
             task = self._next()
             if task is None:
                 self._idle_until = now + IDLE_SECONDS
                 return IDLE_SECONDS
-            self._under_way += 1
+            self._probes += is_probe
         try:
             task()
         finally:
             with self._lock:
-                self._under_way -= 1
+                self._probes -= is_probe
         return 0.0
 
     def _next(self) -> Callable[[], None] | None:
