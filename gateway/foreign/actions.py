@@ -28,6 +28,7 @@ _NAMED = 50
 _AT_ONCE = 200
 _WRITTEN_AT_ONCE = 50
 _FIRST_PAUSE_SECONDS = 5.0
+_SOURCE_REMOVED = "source-removed"
 _AWAY = {"connection-failed", "association-rejected", "timed-out", "connection-lost", "unreachable", "busy"}
 _LONGEST_PAUSE_SECONDS = 3600.0
 
@@ -140,6 +141,10 @@ def record_poll(
     """Keep how a poll went and when the next one is due. ``quirks`` None: nothing was learnt."""
     row, _ = ForeignPacs.objects.get_or_create(name=source.name, defaults={"next_poll_at": due})
     before = (row.last_error, row.failing_since, row.quirks)
+    if row.retired_at is not None:  # it is back, and so is what was to be fetched from it
+        Retrieval.objects.filter(source=source.name, last_error=_SOURCE_REMOVED).update(
+            status=Retrieval.Status.WAITING, last_error="", next_attempt_at=now, untold=True
+        )
     row.next_poll_at, row.retired_at = due, None
     if error:
         row.failures += 1
@@ -161,7 +166,7 @@ def retire(names: Iterable[str], *, now: datetime) -> None:
         log.info("foreign-source-retired", source=row.name)
         ForeignStudy.objects.filter(source=row.name, gone_at=None).update(gone_at=now, untold=True)
         Retrieval.objects.filter(source=row.name, status=Retrieval.Status.WAITING).update(
-            status=Retrieval.Status.FAILED, last_error="source-removed", untold=True
+            status=Retrieval.Status.FAILED, last_error=_SOURCE_REMOVED, untold=True
         )
         row.retired_at, row.untold = now, True
         row.save()

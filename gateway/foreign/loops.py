@@ -43,7 +43,7 @@ class Attendant:
         """Begin what is due, and tell the centre what is new."""
         configuration = gateway_queries.configuration()
         names = sorted(source.name for source in configuration.foreign)
-        if names != self._retired:
+        if configuration.version and names != self._retired:  # before it is told, a node knows nothing of sources
             actions.retire(names, now=timezone.now())
             self._retired = names
         now = timezone.now().astimezone(site_zone())

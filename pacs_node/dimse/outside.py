@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS: Final = 10.0
 _OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
-_NOT_HERE: Final = 0x0110
+_REFUSALS: Final = 3
+"""So often a peer says that it knows no storage commitment until it is believed."""
 _GONE: Final = 0x0112
 
 Pair = tuple[str, str]
@@ -191,7 +192,8 @@ class Scu:
         row = Commitment.objects.filter(role=Commitment.Role.SCU, transaction_uid=transaction_uid).first()
         if row is None:
             return Answer(frozenset(), {}, "the request is no longer known here")
-        if row.status == Commitment.Status.FAILED:
+        refuses = row.last_error.startswith("commitment-refused") and row.attempts >= _REFUSALS
+        if row.status == Commitment.Status.FAILED or refuses:
             return Answer(frozenset(), {}, row.last_error)
         if row.status != Commitment.Status.DONE or row.result is None:
             return None

@@ -128,6 +128,24 @@ def test_what_is_due_depends_on_the_hour_but_a_person_never_waits_for_it() -> No
     assert due(by_rule=True, night=True) == [asked.pk, ruled.pk, at_night.pk]
 
 
+def test_a_source_that_is_taken_out_of_the_configuration_and_comes_back_goes_on_where_it_was() -> None:
+    study = listed(new_uid())
+    with quirky(lambda query: [study]) as (port, _):
+        source = quirky_source(port)
+        polled(source)
+        actions.record_poll(source, now=NOW, due=NOW, swept=True, quirks=set())
+        job = job_for(source, study.StudyInstanceUID)
+        actions.retire([], now=NOW)
+        row = ForeignStudy.objects.get()
+        job.refresh_from_db()
+        assert (row.gone_at, job.status, job.last_error) == (NOW, "failed", "source-removed")
+        polled(source)
+        actions.record_poll(source, now=NOW, due=NOW, swept=True, quirks=set())
+    row.refresh_from_db()
+    job.refresh_from_db()
+    assert (row.gone_at, job.status, job.last_error) == (None, "waiting", "")
+
+
 def test_rules_fetch_new_studies_now_at_night_or_not_at_all() -> None:
     now, night, never = listed(new_uid()), listed(new_uid()), listed(new_uid())
     now.ModalitiesInStudy, night.ModalitiesInStudy, never.ModalitiesInStudy = "CT", "MG", "US"
