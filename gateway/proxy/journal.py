@@ -136,17 +136,45 @@ def read_state(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """The lines of a journal, oldest first."""
+def lines(folder: Path, kind: str, end: int | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a journal that are not settled, oldest first, up to the byte ``end``."""
     try:
-        with (folder / f"{kind}.jsonl").open(encoding="utf-8") as file:
+        with (folder / f"{kind}.jsonl").open("rb") as file:
+            file.seek(_settled(folder, kind))
             for line in file:
+                if end is not None and file.tell() > end:
+                    return
                 try:
                     yield json.loads(line)
                 except ValueError:
                     continue  # a line that a crash left unfinished
     except FileNotFoundError:
         return
+
+
+def unsettled(folder: Path, kind: str) -> tuple[list[dict[str, Any]], int]:
+    """The lines that nobody has settled yet, and where they end, for ``settle``."""
+    try:
+        end = (folder / f"{kind}.jsonl").stat().st_size
+    except FileNotFoundError:
+        return [], 0
+    return list(lines(folder, kind, end)), end
+
+
+def settle(folder: Path, kind: str, end: int, again: list[dict[str, Any]]) -> None:
+    """Everything before ``end`` is done with, except what is written down ``again``. Raises: OSError."""
+    with (folder / f"{kind}.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"at": _now(), **line}, ensure_ascii=False) + "\n" for line in again)
+        file.flush()
+        os.fsync(file.fileno())
+    write_whole(folder / f"{kind}.settled", str(end))
+
+
+def _settled(folder: Path, kind: str) -> int:
+    try:
+        return int((folder / f"{kind}.settled").read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _now() -> str:

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from gateway.proxy import blind, rules
-from gateway.proxy.journal import Journal
+from gateway.proxy.journal import Journal, read_state
 from gateway.proxy.settings import ProxySettings
 from standards.errors import PermanentError
 
@@ -43,6 +43,7 @@ class Supervisor:
         self._command = list(command)
         self._stopping = threading.Event()
         self._journal = Journal(settings.folder)
+        self._running = settings.folder / "running"
         self._worker: subprocess.Popen[bytes] | None = None
         self._heart = -1
         self._started_at = 0.0
@@ -59,6 +60,7 @@ class Supervisor:
         back = _listen(self._settings.host, self._settings.back_port) if self._settings.back_port else None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._note_unclean_end()
         log.info("proxy-ready", port=self._settings.port, back_port=self._settings.back_port)
         self._down_since = time.monotonic()
         try:
@@ -70,7 +72,21 @@ class Supervisor:
             if back is not None:
                 back.close()
             self._stop_worker()
+        self._running.unlink(missing_ok=True)
         log.info("proxy-stopped")
+
+    def _note_unclean_end(self) -> None:
+        """A power cut takes with it what had passed and was not written yet."""
+        try:
+            if self._running.exists():
+                at = read_state(self._settings.folder).get("at", "")
+                self._journal.missing(
+                    "ended-unexpectedly: images that passed in its last moments may lack", **({"at": at} if at else {})
+                )
+            self._running.parent.mkdir(parents=True, exist_ok=True)
+            self._running.touch()
+        except OSError as error:
+            log.error("figures-not-written", error=error.strerror or str(error))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         threading.Thread(target=self._stopping.set).start()
@@ -130,6 +146,8 @@ class Supervisor:
         self._down_since = self._down_since or now
         self._start_after = now + min(0.2 * 2 ** (self._deaths - 1), _LONGEST_PAUSE)
         self._journal.event("worker-died", reason=reason, deaths=self._deaths)
+        if self._beat_at:
+            self._journal.missing("worker-died: images that passed in its last moments may lack")
 
     def _stop_worker(self) -> None:
         if self._worker is None:

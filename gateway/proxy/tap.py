@@ -7,9 +7,10 @@ rules and hands it to its destinations.
 import contextlib
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -27,8 +28,17 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS: Final = 0.5
 _ACCEPTED: Final = 0x0000
+_LOOKED_AT: Final = 1 << 14
+_STUDY: Final = re.compile(rb"\x20\x00\x0d\x00(?:UI..|..\x00\x00)([0-9.]{1,64})", re.DOTALL)
+"""Study Instance UID in explicit or implicit little endian."""
 _WARNINGS: Final = range(0xB000, 0xC000)
 _OTHER_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
+
+
+def study_in(head: bytes) -> str:
+    """The Study Instance UID in the first bytes of a data set, "" where it is not among them."""
+    match = _STUDY.search(head)
+    return match[1].decode() if match else ""
 
 
 def was_taken(status: int) -> bool:
@@ -48,7 +58,9 @@ class Tapped:
     path: Path | None = None
     file: BinaryIO | None = None
     size: int = 0
-    begun: bool = field(default=False)
+    study_instance_uid: str = ""
+    """As its first bytes say, so that what is missed can be fetched."""
+    is_begun: bool = False
 
 
 class Tap:
@@ -94,6 +106,9 @@ class Tap:
 
     def piece(self, tapped: Tapped, data: memoryview) -> None:
         """Bytes of its data set, which must not change any more."""
+        if not tapped.is_begun:
+            tapped.is_begun = True
+            tapped.study_instance_uid = study_in(bytes(data[:_LOOKED_AT]))
         if tapped.trouble:
             return
         with self._lock:
@@ -180,6 +195,7 @@ class Tap:
             tapped.trouble,
             sop_instance_uid=tapped.sop_instance,
             sop_class_uid=tapped.sop_class,
+            study_instance_uid=tapped.study_instance_uid,
             calling_ae_title=tapped.sender.calling_ae,
         )
 
@@ -219,7 +235,12 @@ class Tap:
             sop_instance, sender = identified(path)
         except RegisError:
             reason = f"{reason}; its UID was not written yet"
-        self._journal.missing(reason, sop_instance_uid=sop_instance, calling_ae_title=sender)
+        self._journal.missing(
+            reason,
+            sop_instance_uid=sop_instance,
+            study_instance_uid=study_in(head_of(path)),
+            calling_ae_title=sender,
+        )
         path.unlink()
 
 

@@ -74,6 +74,7 @@ class Proxy:
             secret="a secret of the tests",
             **{"least_free_bytes": 0, **self.settings},
         )
+        before = self.log.read_bytes().count(b"proxy-ready") if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START, told.to_json(), json.dumps(self.worker)],
@@ -84,7 +85,7 @@ class Proxy:
                 stderr=log,
                 preexec_fn=as_child(os.getpid()),
             )
-        wait_until(lambda: b"proxy-ready" in self.log.read_bytes(), 60, "the proxy listens")
+        wait_until(lambda: self.log.read_bytes().count(b"proxy-ready") > before, 60, "the proxy listens")
         if self.worker == WORKER:
             self.wait_for_worker()
 

@@ -1,12 +1,13 @@
 """Rules at work between real peers: drop, route, coerce, mend, copy, de-identify; and how copies enter the node."""
 
 import io
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import FileDataset
 from pydicom.filereader import dcmread
 
 from deploy.processes import free_port, wait_until
@@ -43,6 +44,11 @@ def proxy(tmp_path: Path, pacs: Orthanc, other: Orthanc) -> Iterator[Proxy]:
     one.stop()
 
 
+def uid_of(path: Path) -> str:
+    """The SOP Instance UID of a tapped file."""
+    return str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
+
 def write(folder: Path, *sets: FileDataset) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -52,7 +58,7 @@ def write(folder: Path, *sets: FileDataset) -> list[Path]:
     return paths
 
 
-def read(stored: bytes) -> Dataset:
+def read(stored: bytes) -> FileDataset:
     return dcmread(io.BytesIO(stored))
 
 
@@ -205,7 +211,9 @@ def test_the_node_takes_in_what_was_tapped_once_whatever_is_killed_when(
     proxy.kill_worker()
     proxy.wait_for_worker(times=2)
     assert dcmtk("storescu", proxy.port, *paths[6:]).returncode == 0
-    wait_until(lambda: len(proxy.waiting()) + len(proxy.missing()) >= 12, 60, "all wait for the node or are named")
+    later = {str(dataset.SOPInstanceUID) for dataset in sets[6:]}
+    wait_until(lambda: later <= {uid_of(path) for path in proxy.waiting()}, 60, "those after the kill are copied")
+    assert any("worker-died" in line["reason"] for line in proxy.events("missing"))
     waiting = len(proxy.waiting())
     study = str(sets[0].StudyInstanceUID)
     again = proxy.waiting()[0].read_bytes()
@@ -219,8 +227,42 @@ def test_the_node_takes_in_what_was_tapped_once_whatever_is_killed_when(
     held = node_process.held(study)
     assert len(held) == len({uid for uid, _, _ in held}) == waiting
     assert not any(is_variant for _, _, is_variant in held)
-    assert {uid for uid, _, _ in held} | proxy.missing() == {str(dataset.SOPInstanceUID) for dataset in sets}
+    assert later <= {uid for uid, _, _ in held} <= {str(dataset.SOPInstanceUID) for dataset in sets}
     assert node_process.sql("SELECT issuer_of_patient_id FROM study_index_study") == [("CLINIC-7",)]
     (proxy.state_folder / "spool" / "to" / "node" / "0-1-2-31.dcm").write_bytes(again)
     node_process.python(take_in + "take_in_tapped()")  # a copy that comes twice is no second instance
     assert node_process.held(study) == held
+
+
+def test_what_was_not_copied_is_fetched_from_the_old_pacs(
+    proxy: Proxy, pacs: Orthanc, tmp_path: Path, node_process: NodeProcess
+) -> None:
+    """Named instances, and a time in which there was no worker at all."""
+    proxy.folder = node_process.data_dir / "catching-up"
+    proxy.rules += COPY_ALL
+    proxy.settings["queue_bytes"] = 1000
+    proxy.start()
+    named, blind = ct_series(3), ct_series(2)
+    assert dcmtk("storescu", proxy.port, *write(tmp_path / "in", *named)).returncode == 0
+    wait_until(lambda: len(proxy.missing()) == 3, 60, "they are named")
+    assert {line["study_instance_uid"] for line in proxy.events("missing")} == {str(named[0].StudyInstanceUID)}
+    proxy.stop()
+    proxy.worker = ["/bin/false"]
+    proxy.start()
+    assert dcmtk("storescu", proxy.port, *write(tmp_path / "blind", *blind)).returncode == 0
+    node_process.settings |= {
+        "REGIS_NODE_PROXY_PACS_HOST": "127.0.0.1",
+        "REGIS_NODE_PROXY_PACS_PORT": str(pacs.port),
+    }
+    shutil.rmtree(node_process.data_dir / "proxy", ignore_errors=True)
+    (node_process.data_dir / "proxy").symlink_to(proxy.state_folder)
+    done = node_process.command("proxy", "fetch", "OLDPACS", check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    for series in (named, blind):
+        study = str(series[0].StudyInstanceUID)
+        assert f"{study}: {len(series)} fetched, 0 still lack" in said
+        assert {uid for uid, _, _ in node_process.held(study)} == {str(one.SOPInstanceUID) for one in series}
+    assert "0 lines are left." in said
+    assert proxy.events("missing") == []
+    assert node_process.command("proxy", "fetch", "OLDPACS").stdout == "0 lines are left.\n"

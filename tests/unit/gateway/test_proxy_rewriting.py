@@ -31,12 +31,12 @@ def data_of(dataset: FileDataset) -> bytes:
     return whole[144 + int.from_bytes(whole[140:144], "little") :]
 
 
-def verdict(text: str, dataset: Dataset, sender: Sender = SENDER) -> Verdict:
+def verdict(text: str, dataset: FileDataset, sender: Sender = SENDER) -> Verdict:
     header = part10_reader.read_header(io.BytesIO(data_of(dataset)), EXPLICIT, required=())
     return rules(text).verdict(sender, str(dataset.SOPClassUID), header.dataset)
 
 
-def changed(text: str, dataset: Dataset) -> tuple[Dataset, Rewritten]:
+def changed(text: str, dataset: FileDataset) -> tuple[Dataset, Rewritten]:
     """The data set after the changes of all rules that fit, read by pydicom."""
     found = verdict(text, dataset)
     changes = (*found.changes, *(copy.changes for copy in found.copies))

@@ -1,10 +1,11 @@
-"""``proxy check RULES``: what a rules file would do to stored studies. ``proxy missing``: what was never tapped."""
+"""``proxy check RULES``: what a rules file would do to stored studies. ``proxy missing``: what was never tapped, and
+``proxy fetch``: fetch it."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from django.core.management.base import BaseCommand, CommandError
 
@@ -13,6 +14,7 @@ from gateway.proxy.conditions import Sender
 from gateway.proxy.dry_run import Report
 from gateway.proxy.rules import Rules
 from pacs_node.config import config
+from pacs_node.dimse.catching_up import catch_up, old_pacs
 from pacs_node.proxying import folder, pseudonym_secret
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
@@ -35,12 +37,18 @@ class Command(BaseCommand):
         check.add_argument("--calling", default="", help="as if this AE title had sent it")
         check.add_argument("--called", default="")
         check.add_argument("--address", default="")
+        fetch = actions.add_parser("fetch", help="fetch from the old PACS what passed and was not copied")
+        fetch.add_argument("ae_title", help="of the old PACS")
+        fetch.add_argument("--by", choices=["c-get", "c-move"], default="c-get", help="c-move: it must know this node")
         actions.add_parser("missing", help="one line for each instance or time in which copies were not made")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print it."""
         if options["action"] == "missing":
             self._missing()
+            return
+        if options["action"] == "fetch":
+            self._fetch(options["ae_title"], options["by"])
             return
         try:
             found = rules.load(options["rules"])
@@ -59,6 +67,15 @@ class Command(BaseCommand):
                     yield dry_run.examine(file, found, secret, override)
             except (RegisError, OSError) as error:
                 self.stderr.write(f"{name}: {error}")
+
+    def _fetch(self, ae_title: str, retrieve: Literal["c-get", "c-move"]) -> None:
+        try:
+            for sentence in catch_up(old_pacs(ae_title, retrieve)):
+                self.stdout.write(sentence)
+        except RegisError as error:
+            raise CommandError(f"The old PACS: {error}. Nothing is settled; try again.") from error
+        left, _ = journal.unsettled(folder(), "missing")
+        self.stdout.write(f"{len(left)} lines are left.")
 
     def _missing(self) -> None:
         for line in journal.lines(folder(), "missing"):
