@@ -1,6 +1,6 @@
 """Who holds what a search found, for all rows of an answer at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from django.db.models import Sum
@@ -21,7 +21,7 @@ class Holding:
     availability: str
 
 
-def holders_of(studies: list[Study]) -> dict[int, Holding]:
+def holders_of(studies: Sequence[Study]) -> dict[int, Holding]:
     """Key of the study → its holders, in two queries and one look into the cache."""
     rows = SeriesHolder.objects.filter(series__study__in=studies, count__gt=0).order_by()
     counted = rows.values_list("series__study", "node").annotate(held=Sum("count"))
