@@ -12,13 +12,14 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
 from gateway.models import JoinState
+from gateway.proxy import rules
 from pacs_node.clinic.models import ApplicationEntity, RefusedAssociation
 from pacs_node.config import config
 from pacs_node.storage.models import Finding as StorageFinding
 from pacs_node.storage.models import VerifyRound
 from pacs_node.storage.stores import institution, storage
 from standards import charsets
-from standards.errors import RegisError
+from standards.errors import PermanentError, RegisError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ def findings() -> list[Finding]:
     """Every check, in the order a person should read them; later ones need the database."""
     database = _database()
     checks: list[Callable[[], Finding]] = [_storage, _institution, _settings, _certificate, _dicom_port, _http_port]
+    if config().proxy_pacs_host:
+        checks += [_old_pacs, _proxy_rules]
     if database.well:
         checks += [_stored_files, _registry, _refusals, _centre]
     return [database, *(check() for check in checks)]
@@ -128,6 +131,24 @@ def _answers(about: str, host: str, port: int) -> Finding:
     except OSError as error:
         return Finding(about, False, f"Nothing answers on {host}:{port} ({about}): {error.strerror or error}.")
     return Finding(about, True, f"The {about} {host}:{port} answers.")
+
+
+def _old_pacs() -> Finding:
+    return _answers("old PACS behind the proxy", config().proxy_pacs_host, config().proxy_pacs_port)
+
+
+def _proxy_rules() -> Finding:
+    about = "proxy rules"
+    path = config().proxy_rules
+    if path is None:
+        return Finding(about, True, "The proxy has no rules: everything passes, nothing is copied.")
+    try:
+        found = rules.load(path)
+    except PermanentError as error:
+        return Finding(about, False, f"The rules of the proxy: {error.detail}.")
+    except OSError as error:
+        return Finding(about, False, f"The rules of the proxy, {path}, cannot be read: {error.strerror}.")
+    return Finding(about, True, f"The rules of the proxy hold together ({len(found.rules)}).")
 
 
 def _dicom_port() -> Finding:

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 _BACKLOG: Final = 128
 _POLL_SECONDS: Final = 0.1
-_HANGS_SECONDS: Final = 5.0
+_HANGS_SECONDS: Final = 10.0
 _PATIENCE_SECONDS: Final = 3.0
 _STARTING_SECONDS: Final = 30.0
 _LONGEST_PAUSE: Final = 30.0

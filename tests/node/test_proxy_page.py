@@ -8,7 +8,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from deploy.processes import free_port
 from gateway.proxy.journal import Journal
+from pacs_node import doctor
 from pacs_node.clinic.actions import add_person
 from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import NodeConfig, config
@@ -112,3 +114,15 @@ def test_the_node_reads_a_device_as_its_rule_says_and_keeps_the_bytes(
 def _uid(data: bytes) -> str:
     at = data.index(b"\x08\0\x18\0UI") + 6
     return data[at + 2 : at + 2 + int.from_bytes(data[at : at + 2], "little")].rstrip(b"\0").decode()
+
+
+def test_the_doctor_looks_at_the_old_pacs_and_at_the_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text('[[rule]]\nname = "typo"\ncopi = "node"\n', encoding="utf-8")
+    port = free_port()
+    behind = {"proxy_pacs_host": "127.0.0.1", "proxy_pacs_port": port, "proxy_rules": tmp_path / "rules.toml"}
+    changed = NodeConfig(**{**config().model_dump(), **behind})
+    monkeypatch.setattr(doctor, "config", lambda: changed)
+    said = {finding.about: finding for finding in doctor.findings()}
+    assert not said["old PACS behind the proxy"].well
+    assert not said["proxy rules"].well
+    assert "«typo»" in said["proxy rules"].sentence
