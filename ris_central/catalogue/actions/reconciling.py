@@ -94,7 +94,12 @@ def _kind(held: HeldSeries | None, believed: Believed | None) -> str | None:
 
 
 def _keep(node: Node, key: SeriesKey, kind: str, held: HeldSeries | None, believed: Believed | None) -> None:
-    study = known_study(key.study_instance_uid, key.patient_id)
+    # Read without a lock: nothing is written to the study here, and events of other nodes may hold it.
+    study = (
+        Study.objects.filter(study_instance_uid=key.study_instance_uid, dicom_patient_id=key.patient_id)
+        .order_by("pk")
+        .first()
+    )
     difference, is_new = Difference.objects.get_or_create(
         node=node,
         study_instance_uid=key.study_instance_uid,
