@@ -189,8 +189,8 @@ class Storm:
     def _until_over(self, deed: Callable[[], Iterator[float]]) -> None:
         try:
             for rest in deed():
-                if self._over.wait(rest):
-                    return
+                if self._over.wait(rest) and not self._trouble and deed != self._take_in:
+                    return  # the storm passes, but all images come
         except BaseException as error:
             self._trouble.append(error)
             self._over.set()
@@ -252,7 +252,7 @@ class Storm:
                 left -= len(uids)
             self.region.take_in(self.clinic, folder)
             shutil.rmtree(folder)
-            yield max(0.0, self.weather.seconds * 0.9 / lots - (time.monotonic() - begun))
+            yield max(0.0, self.weather.seconds * 0.8 / lots - (time.monotonic() - begun))
 
     def _look(self) -> Iterator[float]:
         while True:
