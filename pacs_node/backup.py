@@ -150,6 +150,8 @@ def _own_files() -> Iterator[Path]:
         inside = path.relative_to(root).parts
         if path.is_symlink() or not path.is_file() or inside[0].startswith(_NOT_KEPT):
             continue
+        if inside[:2] == ("proxy", "spool"):
+            continue  # copies on their way come and go at any moment; the old PACS has what they are of
         if not path.is_relative_to(storage().root) and not any(part.startswith(".") for part in inside):
             yield path
 

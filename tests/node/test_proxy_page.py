@@ -10,7 +10,8 @@ from django.test import Client
 
 from deploy.processes import free_port
 from gateway.proxy.journal import Journal
-from pacs_node import doctor
+from pacs_node import doctor, proxying
+from pacs_node.backup import _own_files
 from pacs_node.clinic.actions import add_person
 from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import NodeConfig, config
@@ -62,7 +63,7 @@ def test_the_page_tells_of_lies_losses_and_broken_rules(engineer: Client) -> Non
 def test_figures_that_are_old_mean_that_nothing_is_copied(engineer: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     Journal(folder()).save()
     later = time.time() + 600
-    monkeypatch.setattr(views.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     assert "Copies nothing" in engineer.get("/proxy/").content.decode()
 
 
@@ -126,3 +127,16 @@ def test_the_doctor_looks_at_the_old_pacs_and_at_the_rules(monkeypatch: pytest.M
     assert not said["old PACS behind the proxy"].well
     assert not said["proxy rules"].well
     assert "«typo»" in said["proxy rules"].sentence
+
+
+def test_a_backup_keeps_the_key_of_pseudonyms_and_leaves_what_is_on_its_way() -> None:
+    proxying.pseudonym_secret(config())
+    waiting = folder() / "spool" / "to" / "node" / "0-1-2-31.dcm"
+    waiting.parent.mkdir(parents=True, exist_ok=True)
+    waiting.write_bytes(b"on its way")
+    try:
+        kept = list(_own_files())
+    finally:
+        waiting.unlink()
+    assert (config().data_dir / "secrets" / "pseudonyms.key").absolute() in kept
+    assert waiting.absolute() not in kept
