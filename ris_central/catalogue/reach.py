@@ -31,6 +31,11 @@ def note_down(name: str) -> None:
     cache.set(_key(name), _DOWN, DOWN_SECONDS)
 
 
+def note_up(name: str) -> None:
+    """A node that did not answer does so again."""
+    cache.set(_key(name), _UP, UP_SECONDS)
+
+
 def known_down(names: Iterable[str]) -> set[str]:
     """Those of the nodes that did not answer a moment ago."""
     wanted = {_key(name): name for name in names}

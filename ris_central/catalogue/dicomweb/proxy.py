@@ -79,14 +79,22 @@ async def images(request: HttpRequest, user: User, path: str) -> HttpResponseBas
     if found is None:
         raise PermanentError("not-served-here", "There is no such resource in this service.")
     holders = await sync_to_async(holders_for)(request, user, found["study"], found["series"] or "")
-    failed = [holder for holder in holders if holder.is_down]
-    asked = [holder for holder in holders if not holder.is_down]
-    for holder in asked:
-        response = await _ask(request, holder, path, is_last=holder is asked[-1])
-        if response is None:
+    failed: list[Holder] = []
+    just_failed = False
+    holders.sort(key=lambda one: one.is_down)
+    for holder in holders:
+        if holder.is_down and not just_failed:
             failed.append(holder)
             continue
-        if response.status_code == 404 and (holder is not asked[-1] or failed):
+        # One that was down is asked once more when the one that stood in for it has gone away too.
+        response = await _ask(request, holder, path, is_last=holder is holders[-1])
+        if response is None:
+            failed.append(holder)
+            just_failed = True
+            continue
+        if holder.is_down:
+            await sync_to_async(reach.note_up)(holder.name)
+        if response.status_code == 404 and (failed or len(holders) > 1):
             # The nearest node may still be receiving it; somebody else counts more of it.
             await response.aclose()
             continue
