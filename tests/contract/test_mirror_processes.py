@@ -1,6 +1,7 @@
 """Large instances, rules and several destinations between real processes: what is cut goes on where it stopped."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -314,6 +315,11 @@ def test_a_receiver_of_an_older_version_gets_whole_files(setup: Setup, tmp_path:
 
 def test_a_dead_destination_does_not_slow_another(setup: Setup, tmp_path: Path) -> None:
     second = setup.region.add_node("second", "archive")
+    ports = [int(second.environment[f"REGIS_NODE_{name}_PORT"]) for name in ("HTTP", "HTTPS")]
+    kept = [socket.socket() for _ in ports]  # bound and not listening: refused, and nobody else takes them meanwhile
+    for one, port in zip(kept, ports, strict=True):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", port))
     setup.region.join(second, setup.region.prepare(("centre", "archive", "second"))["second"])
 
     def knows() -> bool:
@@ -327,6 +333,8 @@ def test_a_dead_destination_does_not_slow_another(setup: Setup, tmp_path: Path) 
     rows = setup.rows(study, "second")
     assert [row[0] for row in rows] == ["waiting"] * 20
     _wait_for_status(setup, second)
+    for one in kept:
+        one.close()
     setup.region.start_pacs(second)
     second.gateway.start()
     setup.wait(study, 20, destination="second")
