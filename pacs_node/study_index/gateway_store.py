@@ -142,7 +142,7 @@ class IndexedStore:
         return [HeldInstance(*row) for row in rows[:limit]]
 
     def series_after(self, series_key: int, limit: int) -> list[tuple[int, SeriesKey]]:
-        """Up to ``limit`` series of the index with a key above ``series_key``, in rising key order, with their names."""
+        """Up to ``limit`` series with a key above ``series_key``, in rising key order, and their names."""
         rows = Series.objects.filter(pk__gt=series_key).order_by("pk")
         named = rows.values_list("pk", "study__study_instance_uid", "study__patient_id", "series_instance_uid")
         return [(key, SeriesKey(*name)) for key, *name in named[:limit]]
