@@ -212,7 +212,7 @@ def measure(plan: Plan, scratch: Path) -> bool:
             asyncio.run(run.go())
             return report(run)
         finally:
-            run.worker.kill()
+            run.worker.stop(60)  # killed, it would leave the processes of its pool behind
 
 
 def main() -> None:
