@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +69,8 @@ def running(command: list[str], log: Path, environment: dict[str, str], ready: C
     finally:
         started.send_signal(signal.SIGTERM)
         started.wait(60)
+        with suppress(ProcessLookupError):  # what it forked, storescp for one
+            os.killpg(started.pid, signal.SIGKILL)
 
 
 @asynccontextmanager
