@@ -113,8 +113,13 @@ def test_a_command_is_there_within_two_seconds(setup: Setup) -> None:
 
 
 def test_the_gateway_ends_cleanly_when_asked(setup: Setup) -> None:
-    assert setup.clinic.gateway.stop(15) == 0
-    setup.clinic.gateway.start()
+    gateway = setup.clinic.gateway
+    gateway.stop()  # it may have been started a moment ago, and not hear signals yet
+    before = gateway.log.stat().st_size
+    gateway.start()
+    wait_until(lambda: b"gateway-started" in gateway.log.read_bytes()[before:], 60, "the gateway runs")
+    assert gateway.stop(15) == 0
+    gateway.start()
 
 
 def test_a_node_with_another_key_is_refused_and_comes_back_with_its_own(setup: Setup, tmp_path: Path) -> None:
