@@ -147,7 +147,10 @@ def _after(prefix: str) -> str | None:
 
 
 def _any(conditions: Iterable[Q]) -> Q:
-    return reduce(or_, conditions, NOTHING)
+    found = list(conditions)
+    if not all(found):  # one that asks for nothing is fulfilled by all; Django would leave it out of the choice
+        return Q()
+    return reduce(or_, found, NOTHING)
 
 
 def _name(column: str, matcher: NameMatch, path: Path) -> Q:

@@ -91,6 +91,8 @@ def test_names(monkeypatch: pytest.MonkeyPatch, way: str, names: list[str], key:
 @given(st.lists(TEXT, min_size=1, max_size=5), TEXT_KEY)
 @example(["a", "A", "ab"], "a*")
 @example(["[a]", "a", ""], "[a]*")
+@example(["a", ""], "**\\")
+@example(["a", ""], "*\\b")
 def test_texts(monkeypatch: pytest.MonkeyPatch, way: str, values: list[str], key: str) -> None:
     with index(*({"patient_id": value, "AccessionNumber": value} for value in values)) as studies:
         for keyword, column in (("PatientID", "patient_id"), ("AccessionNumber", "accession_number")):
