@@ -99,14 +99,15 @@ class Supervisor:
             if now >= self._start_after:
                 self._start(front, back)
             return
-        if self._worker.poll() is not None:
-            self._mourn(f"it ended with {self._worker.returncode}")
-            return
+        # Its heart before its pulse: one that dies soon after it began has served all the same.
         with contextlib.suppress(BlockingIOError):
             if os.read(self._heart, 4096):
                 if self._down_since:
                     log.info("proxy-worker-serves", pid=self._worker.pid)
                 self._beat_at, self._down_since = now, 0.0
+        if self._worker.poll() is not None:
+            self._mourn(f"it ended with {self._worker.returncode}")
+            return
         silent = now - max(self._beat_at, self._started_at)
         if silent > (_HANGS_SECONDS if self._beat_at else _STARTING_SECONDS):
             self._worker.kill()

@@ -228,7 +228,8 @@ def test_the_node_takes_in_what_was_tapped_once_whatever_is_killed_when(
     assert len(held) == len({uid for uid, _, _ in held}) == waiting
     assert not any(is_variant for _, _, is_variant in held)
     assert later <= {uid for uid, _, _ in held} <= {str(dataset.SOPInstanceUID) for dataset in sets}
-    assert node_process.sql("SELECT issuer_of_patient_id FROM study_index_study") == [("CLINIC-7",)]
+    issuer = "SELECT issuer_of_patient_id FROM study_index_study WHERE study_instance_uid = ?"
+    assert node_process.sql(issuer, study) == [("CLINIC-7",)]
     (proxy.state_folder / "spool" / "to" / "node" / "0-1-2-31.dcm").write_bytes(again)
     node_process.python(take_in + "take_in_tapped()")  # a copy that comes twice is no second instance
     assert node_process.held(study) == held
