@@ -118,7 +118,22 @@ class S3Server:
 def s3_server() -> Iterator[S3Server]:
     """One server for all tests of a process."""
     with tempfile.TemporaryDirectory(prefix="regis-s3-") as folder:
-        server = S3Server(Path(folder), free_port())
-        server.start()
+        server = _started(Path(folder))
         yield server
         server.stop()
+
+
+def _started(folder: Path, attempts: int = 5) -> S3Server:
+    """It opens eight ports one after the other, and others may take one of them meanwhile."""
+    for attempt in range(attempts):
+        server = S3Server(folder / str(attempt), free_port())
+        server.folder.mkdir()
+        try:
+            server.start()
+        except RuntimeError as error:
+            server.stop()
+            if "address already in use" not in str(error):
+                raise
+        else:
+            return server
+    raise RuntimeError(f"the S3 server found no free ports in {attempts} attempts")

@@ -24,12 +24,16 @@ def helper_of(node: NodeProcess) -> int:
     return int(child)
 
 
-def sockets_of(pid: int) -> int:
-    """How many sockets a process has open."""
+def connections_of(node: NodeProcess, pid: int) -> int:
+    """How many connections of the DICOM port a process has open."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:])
+    of_port = {
+        f"socket:[{line[9]}]" for line in lines if line[1].endswith(f":{node.dicom_port:04X}") and line[3] == "01"
+    }
     count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            count += os.readlink(descriptor).startswith("socket:")
+            count += os.readlink(descriptor) in of_port
     return count
 
 
@@ -49,25 +53,25 @@ def open_four(node: NodeProcess) -> list[Channel]:
 
 def test_of_four_at_once_each_process_serves_two(make_node: MakeNode) -> None:
     node = make_node()
-    idle = sockets_of(helper_of(node))
     channels = open_four(node)
-    assert sockets_of(helper_of(node)) == idle + 2
+    assert node.process is not None
+    assert (connections_of(node, node.process.pid), connections_of(node, helper_of(node))) == (2, 2)
     for channel in channels:
         channel.release()
-    wait_until(lambda: sockets_of(helper_of(node)) == idle, 30, "the second process let go of its sockets")
+    wait_until(lambda: connections_of(node, helper_of(node)) == 0, 30, "the second process let go of them")
 
 
 def test_one_after_the_other_stays_where_the_port_is(make_node: MakeNode) -> None:
     node = make_node()
     assert node.process is not None
     first, helper = node.process.pid, helper_of(node)
-    idle, before = (sockets_of(first), sockets_of(helper)), threads_of(first)
+    before = threads_of(first)
     for _ in range(5):
         channel = open_channel(node)
         assert echo(channel) == 0
-        assert (sockets_of(first), sockets_of(helper)) == (idle[0] + 1, idle[1])
+        assert (connections_of(node, first), connections_of(node, helper)) == (1, 0)
         channel.release()
-        wait_until(lambda: threads_of(first) == before and sockets_of(first) == idle[0], 30, "it ended")
+        wait_until(lambda: threads_of(first) == before, 30, "it ended")
 
 
 def test_when_the_second_process_is_killed_the_first_serves_alone(make_node: MakeNode) -> None:
