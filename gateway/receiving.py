@@ -5,7 +5,8 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO, cast
 
@@ -83,21 +84,29 @@ def receive(
         "digest-mismatch", "body-too-long", "unknown-encoding" and what makes it one that can never be stored.
     """
     sop_instance_uid = validated_uid(sop_instance_uid)
-    spool_dir = registry.node().data_dir / "spool"
-    spool_dir.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=spool_dir) as file:
-        spool = cast(BinaryIO, file)
+    with _room_for(encoded) as file:
         if encoded:
-            _spool_write(spool, restored(body, length, content_digest, encoded))
-            spool.flush()
+            file.write(restored(body, length, content_digest, encoded))
         else:
-            _take(body, spool, length, content_digest)
-        found = digests(file.name)
+            _take(body, file, length, content_digest)
+        found = digests(file)
         if found != ledger:
             raise _mismatch(found, ledger, encoded)
-        spool.seek(0)
-        _, outcome = registry.store().receive(spool, source=sender, sop_instance_uid=sop_instance_uid, found=found)
+        file.seek(0)
+        _, outcome = registry.store().receive(file, source=sender, sop_instance_uid=sop_instance_uid, found=found)
     return issue_receipt(state, sender, sop_instance_uid, found, outcome)
+
+
+@contextmanager
+def _room_for(encoded: str) -> Iterator[BinaryIO]:
+    """Memory for what came encoded, which is never long; a file for what came as it is."""
+    if encoded:
+        yield io.BytesIO()
+        return
+    spool = registry.node().data_dir / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=spool) as file:
+        yield cast(BinaryIO, file)
 
 
 def _mismatch(found: Digests, ledger: Digests, encoded: str) -> RegisError:

@@ -6,6 +6,7 @@ from io import SEEK_END
 from typing import BinaryIO, Final, cast
 
 import structlog
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
@@ -15,7 +16,7 @@ from gateway.envelope import problem
 from gateway.models import JoinState
 from gateway.uploads import Upload
 from standards import http_signatures
-from standards.errors import PermanentError, RegisError, TransientError
+from standards.errors import PermanentError, RegisError, TransientError, trouble_of_database
 from standards.uids import validated_uid
 
 log = structlog.get_logger(__name__)
@@ -43,7 +44,8 @@ _STATUS: Final = {
 }
 
 
-def _refuse(error: RegisError) -> HttpResponse:
+def _refuse(cause: RegisError | OperationalError) -> HttpResponse:
+    error = cause if isinstance(cause, RegisError) else trouble_of_database(cause)
     status = _STATUS.get(error.code, 503 if isinstance(error, TransientError) else 422)
     document = problem(error.code, error.detail or HTTPStatus(status).phrase, status)
     response = JsonResponse(document, status=status, content_type="application/problem+json")
@@ -117,7 +119,7 @@ def _take(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
                 ledger=ledger,
                 encoded=request.GET.get("encoding", ""),
             )
-    except RegisError as error:
+    except (RegisError, OperationalError) as error:
         log.warning("instance-refused", sop_instance_uid=sop_instance_uid, error=str(error))
         _drain(request)
         return _refuse(error)
@@ -168,7 +170,7 @@ def upload(request: HttpRequest, sop_instance_uid: str) -> HttpResponse:
         wanted = _upload(request, sender, sop_instance_uid, ledger.dataset)
         is_here = receiving.known_receipt(sender, wanted.sop_instance_uid, ledger.dataset) is not None
         missing = [] if is_here else wanted.begin()
-    except RegisError as error:
+    except (RegisError, OperationalError) as error:
         log.warning("upload-refused", sop_instance_uid=sop_instance_uid, error=str(error))
         _drain(request)
         return _refuse(error)
@@ -190,7 +192,7 @@ def chunk(request: HttpRequest, sop_instance_uid: str, index: int) -> HttpRespon
             request.GET.get("encoding", ""),
         )
         wanted.take(index, raw, receiving.raw_digest(request.GET.get("raw", "")))
-    except RegisError as error:
+    except (RegisError, OperationalError) as error:
         log.warning("chunk-refused", sop_instance_uid=sop_instance_uid, index=index, error=str(error))
         _drain(request)
         return _refuse(error)

@@ -104,34 +104,36 @@ def pixel_sha256(fileobj: BinaryIO, header: Header) -> str | None:
     return digest.hexdigest()
 
 
-def frames_sha256(path: Path | str, header: Header | None = None) -> str | None:
+def frames_sha256(source: Path | str | BinaryIO, header: Header | None = None) -> str | None:
     """``Digests.frames``: None without pixels, for a lossy transfer syntax, or where this machine cannot decode it.
 
     Holds one frame in memory at a time. Raises as ``part10.read_header`` if ``header`` is not given.
     """
-    with open(path, "rb") as file:
-        known = header or read_header(file)
-        if known.pixel_offset is None or transfer_syntaxes.is_lossy(known.transfer_syntax):
-            return None
-        digest = hashlib.sha256()
-        try:
-            layout(known)
-            with open_plain(file, known) as plain:
-                for stored in iter_frames(plain, known):
-                    digest.update(decode_stored(stored, known).data)
-        except PermanentError:
-            # By contract no third digest: the object is still whole by the other two.
-            return None
+    if isinstance(source, Path | str):
+        with open(source, "rb") as file:
+            return frames_sha256(file, header)
+    known = header or read_header(source)
+    if known.pixel_offset is None or transfer_syntaxes.is_lossy(known.transfer_syntax):
+        return None
+    digest = hashlib.sha256()
+    try:
+        layout(known)
+        with open_plain(source, known) as plain:
+            for stored in iter_frames(plain, known):
+                digest.update(decode_stored(stored, known).data)
+    except PermanentError:
+        # By contract no third digest: the object is still whole by the other two.
+        return None
     return digest.hexdigest()
 
 
-def digests(path: Path | str, header: Header | None = None) -> Digests:
-    """All digests of a stored Part 10 file."""
-    with open(path, "rb") as file:
-        known = header or read_header(file)
-        whole = dataset_sha256(file)
-        pixels = pixel_sha256(file, known)
-    return Digests(whole, pixels, frames_sha256(path, known))
+def digests(source: Path | str | BinaryIO, header: Header | None = None) -> Digests:
+    """All digests of a Part 10 file."""
+    if isinstance(source, Path | str):
+        with open(source, "rb") as file:
+            return digests(file, header)
+    known = header or read_header(source)
+    return Digests(dataset_sha256(source), pixel_sha256(source, known), frames_sha256(source, known))
 
 
 def root_hash(entries: Iterable[tuple[str, str]]) -> str:

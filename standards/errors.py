@@ -27,3 +27,13 @@ class ConflictError(PermanentError):
 
 class ForbiddenError(PermanentError):
     """It can be done, but not by who asks."""
+
+
+_DISK_FULL = "53100"
+"""SQLSTATE of PostgreSQL; SQLite says it in words."""
+
+
+def trouble_of_database(error: Exception) -> TransientError:
+    """What a database that cannot write now says, as "storage-full" or "database-busy"."""
+    is_full = "disk is full" in str(error) or getattr(error.__cause__, "sqlstate", "") == _DISK_FULL
+    return TransientError("storage-full" if is_full else "database-busy", str(error))

@@ -22,7 +22,7 @@ from pacs_node.study_index.models import Instance
 from pacs_node.study_index.recalling import take_back
 from pacs_node.study_index.snapshots import let_go_lines
 from standards.digests import Digests, dataset_sha256, frames_sha256, pixel_sha256
-from standards.errors import PermanentError, TransientError
+from standards.errors import PermanentError, TransientError, trouble_of_database
 from standards.part10 import Header, Provenance, dataset_offset, read_header, write_file_meta
 from standards.recompression import received
 from standards.transfer_syntaxes import is_encapsulated
@@ -182,7 +182,7 @@ def take_in(
         with _turns[hash(header.sop_instance_uid) % len(_turns)]:
             return _store(incoming, header, rows, source, journal=journal)
     except OperationalError as error:
-        raise TransientError("database-busy", str(error)) from error
+        raise trouble_of_database(error) from error
 
 
 def _check(header: Header, expected_sop_class: str | None, expected_sop_instance: str | None) -> None:
@@ -333,7 +333,7 @@ def index_stored(key: str, header: Header, *, dataset_digest: str, pixel_digest:
     try:
         commit(Entry(rows, key, is_variant=is_variant(key), conflicts_with=conflicts_with))
     except OperationalError as error:
-        raise TransientError("database-busy", str(error)) from error
+        raise trouble_of_database(error) from error
     return True
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.db import connection
 from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -254,6 +255,24 @@ def test_an_honest_receipt_is_believed() -> None:
 def test_a_well_signed_receipt_of_something_else_is_not_believed(changes: dict[str, Any]) -> None:
     with pytest.raises(TransientError, match="receipt-mismatch"):
         sending.verify_receipt(receipt(**changes), INSTANCE, "clinic", PEER)
+
+
+def test_a_database_without_room_refuses_by_name_and_takes_the_rest_later(tmp_path: Path) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("only the size of a SQLite file can be bounded by a test")
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA page_count")
+        cursor.execute(f"PRAGMA max_page_count = {cursor.fetchone()[0]}")
+    sent = [Sent(tmp_path) for _ in range(60)]
+    answers = [one.put() for one in sent]
+    refused = [one for one, answer in zip(sent, answers, strict=True) if answer.status_code != 200]
+    assert refused, "sixty instances need more pages"
+    assert {(answer.status_code, answer.json().get("code")) for answer in answers if answer.status_code != 200} == {
+        (507, "storage-full")
+    }
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA max_page_count = 1073741823")
+    assert [one.put().status_code for one in refused] == [200] * len(refused)
 
 
 @pytest.mark.parametrize("field", ["sop_instance_uid", "dataset_sha256", "checked", "outcome", "received_at", "sender"])
