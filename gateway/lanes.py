@@ -258,7 +258,6 @@ class Lanes:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._lanes: dict[str, Lane] = {}
-        self._signature: tuple[object, ...] | None = None
 
     def step(self) -> float:
         """Have the rules decide again if they say otherwise than before, and a lane for each destination."""
@@ -268,10 +267,13 @@ class Lanes:
         judge = ledger.Judge(state)
         cap, _ = rules.cap_at(judge.policy, judge.now)
         throttle.set(cap * 125 if cap else None)
-        if (signature := judge.signature()) != self._signature:
-            changed = ledger.decide_again(judge)
+        if ledger.in_force.adopt(judge):
+            try:
+                changed = ledger.decide_again(judge)
+            except Exception:
+                ledger.in_force.forget()
+                raise
             log.info("rules-applied", changed=changed, may_leave=judge.may_leave, cap=cap)
-            self._signature = signature
         for name, place in judge.destinations.items():
             self._lane(name).update(state, place, judge.policy)
         for name in set(self._lanes) - set(judge.destinations):

@@ -71,6 +71,36 @@ class Judge:
         return (*sorted(self.destinations), *said)
 
 
+class _InForce:
+    """By which rules all that is open was decided. What is laid on the ledger by others meanwhile is decided again:
+    rules may change and change back between two looks.
+    """
+
+    def __init__(self) -> None:
+        self._signature: tuple[object, ...] | None = None
+
+    def used(self, judge: Judge) -> None:
+        """Rows were decided by these rules, in the transaction that is open."""
+        signature = judge.signature()
+        transaction.on_commit(lambda: self._compare(signature))
+
+    def _compare(self, signature: tuple[object, ...]) -> None:
+        if self._signature != signature:
+            self._signature = None
+
+    def adopt(self, judge: Judge) -> bool:
+        """Hold these for the rules in force; whether they are others, and all that is open is to be decided again."""
+        before, self._signature = self._signature, judge.signature()
+        return before != self._signature
+
+    def forget(self) -> None:
+        """Nobody knows by which rules all was decided."""
+        self._signature = None
+
+
+in_force = _InForce()
+
+
 def asked_for(studies: Iterable[str]) -> dict[str, Asked]:
     """What somebody asked for these studies."""
     rows = StudyPriority.objects.filter(study_instance_uid__in=set(studies))
@@ -93,6 +123,7 @@ def lay_on(state: JoinState, instances: list[HeldInstance]) -> None:
             if decision is not None and not came_from_there:
                 rows.append(_row(instance, origin, name, decision))
     Delivery.objects.bulk_create(rows, ignore_conflicts=True)
+    in_force.used(judge)
     _mend(instances, origins)
     announce({(row.study_instance_uid, row.destination) for row in rows})
 
@@ -137,6 +168,7 @@ def decide_again(judge: Judge, study_instance_uid: str = "") -> int:
     open_rows = Delivery.objects.filter(status__in=_OPEN)
     wishes = StudyPriority.objects.all()
     if study_instance_uid:
+        in_force.used(judge)
         open_rows = open_rows.filter(study_instance_uid=study_instance_uid)
         wishes = wishes.filter(study_instance_uid=study_instance_uid)
     changed = 0

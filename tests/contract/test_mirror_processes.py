@@ -78,12 +78,13 @@ class Setup:
             lambda: self.clinic.query("SELECT last_command_seq FROM gateway_joinstate")[0][0] != before, 60, "applied"
         )
 
-    def told(self, study: str) -> dict[str, object]:
-        """The last the centre heard of the ledger about a study."""
+    def told(self, study: str, destination: str = "archive") -> dict[str, object]:
+        """The last the centre heard of the ledger about a study on its way to a destination."""
         rows = self.region.ask(
             "SELECT body FROM federation_inboxevent WHERE type = 'delivery.progress'"
-            " AND body->>'study_instance_uid' = %s ORDER BY id DESC LIMIT 1",
+            " AND body->>'study_instance_uid' = %s AND body->>'destination' = %s ORDER BY id DESC LIMIT 1",
             study,
+            destination,
         )
         return dict(rows[0][0]) if rows else {}  # type: ignore[call-overload]
 
