@@ -1,8 +1,9 @@
 """A region for contract tests whose clinic delivers to the archive through a machine in the middle."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -84,12 +85,15 @@ class Setup:
             assert seqs == list(range(1, len(seqs) + 1))  # type: ignore[arg-type]
 
 
+S = TypeVar("S", bound=Setup)
+
+
 @contextlib.contextmanager
-def region_with_middle(directory: Path) -> Iterator[Setup]:
-    """The region at work, until the tests of a module are through."""
+def region_with_middle(directory: Path, kind: Callable[[Region, MachineInTheMiddle], S]) -> Iterator[S]:
+    """The region at work, until the tests of a module are through; ``kind`` is what they see of it."""
     with region(directory) as made:
         middle = MachineInTheMiddle(directory / "tls")
-        setup = Setup(made, middle)
+        setup = kind(made, middle)
         setup.start()
         yield setup
         middle.stop()

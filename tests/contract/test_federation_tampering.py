@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
-    with region_with_middle(tmp_path_factory.mktemp("region")) as setup:
+    with region_with_middle(tmp_path_factory.mktemp("region"), Setup) as setup:
         yield setup
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from deploy.processes import wait_until
 from standards.uids import new_uid
-from tests.contract.region import NodeUnderTest, Region, make_instance, make_series, region
-from tests.contract.tampering import HANG_UP, Answer, MachineInTheMiddle, Passage, honest
+from tests.contract.region import NodeUnderTest, make_instance, make_series
+from tests.contract.region_with_middle import Setup, region_with_middle
+from tests.contract.tampering import HANG_UP, Answer, Passage, honest
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -28,23 +29,8 @@ def make_large(folder: Path, *, side: int) -> tuple[str, str, int]:
     return str(image.StudyInstanceUID), str(image.SOPInstanceUID), -(-path.stat().st_size // CHUNK)
 
 
-class Setup:
+class Mirror(Setup):
     """A clinic that mirrors to an archive through a machine in the middle; each test uses studies of its own."""
-
-    def __init__(self, made: Region, middle: MachineInTheMiddle) -> None:
-        self.region, self.middle = made, middle
-        self.archive = made.add_node("archive", "archive", federation_url=f"https://127.0.0.1:{middle.port}")
-        self.clinic = made.add_node("clinic", "clinic")
-        middle.upstream = f"https://127.0.0.1:{self.archive.https_port}"
-
-    def start(self) -> None:
-        codes = self.region.prepare(("centre", "archive", "archive"), ("a", "clinic", "clinic"))
-        self.region.start_centre()
-        self.region.join(self.archive, codes["archive"])
-        self.region.join(self.clinic, codes["clinic"])
-        self.region.start_pacs(self.archive)
-        self.archive.gateway.start()
-        self.clinic.gateway.start()
 
     def rows(self, study: str, destination: str = "archive") -> list[tuple[object, ...]]:
         return self.clinic.query(
@@ -66,10 +52,6 @@ class Setup:
         """Which chunks of an instance passed the middle, in their order."""
         return [p.index for p in list(self.middle.passages) if p.uid == uid and p.index is not None]
 
-    def assert_same_at_both_ends(self, uids: list[str]) -> None:
-        at_clinic, at_archive = self.clinic.held(), self.archive.held()
-        assert {uid: at_archive.get(uid) for uid in uids} == {uid: at_clinic[uid] for uid in uids}
-
     def configure(self, **mirror: object) -> None:
         """Have the centre push other rules of the mirror, and wait until they are there."""
         before = self.clinic.query("SELECT last_command_seq FROM gateway_joinstate")[0][0]
@@ -90,18 +72,13 @@ class Setup:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
-    directory = tmp_path_factory.mktemp("region")
-    with region(directory) as made:
-        middle = MachineInTheMiddle(directory / "tls")
-        setup = Setup(made, middle)
-        setup.start()
-        yield setup
-        middle.stop()
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    with region_with_middle(tmp_path_factory.mktemp("region"), Mirror) as made:
+        yield made
 
 
 @pytest.fixture
-def setup(shared: Setup) -> Iterator[Setup]:
+def setup(shared: Mirror) -> Iterator[Mirror]:
     shared.middle.behaviour = honest
     shared.region.wait_for_pacs(shared.archive)
     yield shared
@@ -151,7 +128,7 @@ def flip(passage: Passage) -> Answer:
 
 @pytest.mark.parametrize("make", [lambda: lose, lambda: deliver_twice, Reorder, lambda: flip])
 def test_chunks_that_are_lost_doubled_reordered_or_damaged_make_the_same_instance(
-    setup: Setup, tmp_path: Path, make: Callable[[], Callable[[Passage], Answer]]
+    setup: Mirror, tmp_path: Path, make: Callable[[], Callable[[Passage], Answer]]
 ) -> None:
     setup.middle.behaviour = make()
     study, uid, count = make_large(tmp_path, side=3200)
@@ -165,7 +142,7 @@ def test_chunks_that_are_lost_doubled_reordered_or_damaged_make_the_same_instanc
     assert int(str(carried[0][1])) < 0.45 * int(str(carried[0][0]))
 
 
-def test_after_kill_9_of_both_ends_only_what_had_not_arrived_is_sent(setup: Setup, tmp_path: Path) -> None:
+def test_after_kill_9_of_both_ends_only_what_had_not_arrived_is_sent(setup: Mirror, tmp_path: Path) -> None:
     arrived: set[int] = set()
     is_cut = threading.Event()
 
@@ -198,7 +175,7 @@ def test_after_kill_9_of_both_ends_only_what_had_not_arrived_is_sent(setup: Setu
     assert sorted(again) == sorted(set(range(count)) - before), "what was missing, once, and nothing else"
 
 
-def test_an_urgent_study_overtakes_a_large_one_between_its_chunks(setup: Setup, tmp_path: Path) -> None:
+def test_an_urgent_study_overtakes_a_large_one_between_its_chunks(setup: Mirror, tmp_path: Path) -> None:
     began = threading.Event()
     gate = threading.Semaphore(0)
 
@@ -238,7 +215,7 @@ def test_an_urgent_study_overtakes_a_large_one_between_its_chunks(setup: Setup, 
     assert sorted(setup.chunks(uid)) == list(range(count)), "its progress was kept: each chunk went once"
 
 
-def test_what_a_rule_holds_says_why_and_goes_when_it_is_asked_for(setup: Setup, tmp_path: Path) -> None:
+def test_what_a_rule_holds_says_why_and_goes_when_it_is_asked_for(setup: Mirror, tmp_path: Path) -> None:
     setup.configure(rules=[{"modalities": ["CT"], "when": "on-demand"}])
     try:
         study, _ = make_series(4, tmp_path)
@@ -258,7 +235,7 @@ def test_what_a_rule_holds_says_why_and_goes_when_it_is_asked_for(setup: Setup, 
         setup.configure()
 
 
-def test_other_rules_decide_again_what_waits(setup: Setup, tmp_path: Path) -> None:
+def test_other_rules_decide_again_what_waits(setup: Mirror, tmp_path: Path) -> None:
     setup.configure(checkpoints=["203.0.113.0/24"])
     try:
         study, _ = make_series(3, tmp_path)
@@ -270,7 +247,7 @@ def test_other_rules_decide_again_what_waits(setup: Setup, tmp_path: Path) -> No
     setup.wait(study, 3)
 
 
-def test_a_person_holds_a_study_and_gives_it_back(setup: Setup, tmp_path: Path) -> None:
+def test_a_person_holds_a_study_and_gives_it_back(setup: Mirror, tmp_path: Path) -> None:
     study, _ = make_series(2, tmp_path)
     setup.region.send("clinic", {"type": "delivery.hold", "study_instance_uid": study})
     seq = "SELECT count(*) FROM gateway_studypriority WHERE study_instance_uid = ? AND is_held"
@@ -281,7 +258,7 @@ def test_a_person_holds_a_study_and_gives_it_back(setup: Setup, tmp_path: Path) 
     setup.wait(study, 2)
 
 
-def test_a_failed_study_is_tried_again_when_the_centre_says_so(setup: Setup, tmp_path: Path) -> None:
+def test_a_failed_study_is_tried_again_when_the_centre_says_so(setup: Mirror, tmp_path: Path) -> None:
     study, uids = make_series(1, tmp_path)
     setup.middle.behaviour = lambda passage: Answer(422, b'{"code": "refused-once", "title": "no"}')
     setup.region.take_in(setup.clinic, tmp_path)
@@ -293,7 +270,7 @@ def test_a_failed_study_is_tried_again_when_the_centre_says_so(setup: Setup, tmp
     setup.assert_same_at_both_ends(uids)
 
 
-def test_a_receiver_of_an_older_version_gets_whole_files(setup: Setup, tmp_path: Path) -> None:
+def test_a_receiver_of_an_older_version_gets_whole_files(setup: Mirror, tmp_path: Path) -> None:
     setup.clinic.gateway.stop()
     setup.middle.is_old = True
     try:
@@ -314,7 +291,7 @@ def test_a_receiver_of_an_older_version_gets_whole_files(setup: Setup, tmp_path:
         setup.clinic.gateway.start()
 
 
-def test_a_dead_destination_does_not_slow_another(setup: Setup, tmp_path: Path) -> None:
+def test_a_dead_destination_does_not_slow_another(setup: Mirror, tmp_path: Path) -> None:
     second = setup.region.add_node("second", "archive")
     ports = [int(second.environment[f"REGIS_NODE_{name}_PORT"]) for name in ("HTTP", "HTTPS")]
     kept = [socket.socket() for _ in ports]  # bound and not listening: refused, and nobody else takes them meanwhile
@@ -342,7 +319,7 @@ def test_a_dead_destination_does_not_slow_another(setup: Setup, tmp_path: Path) 
     assert set(uids) <= set(second.held())
 
 
-def _wait_for_status(setup: Setup, second: NodeUnderTest) -> None:
+def _wait_for_status(setup: Mirror, second: NodeUnderTest) -> None:
     """The heartbeat names the queue of each destination, and what is wrong with one."""
 
     def told() -> bool:
