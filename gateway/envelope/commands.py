@@ -95,6 +95,14 @@ class FetchStudy(Wire):
     priority: int = 10
 
 
+class ProbeSource(Wire):
+    """Try a foreign PACS out as it is configured now, then poll it; ``foreign.source`` tells what came of it."""
+
+    type: Literal["foreign.probe"] = "foreign.probe"
+    source: str
+    asked_at: AwareDatetime
+
+
 class RosterEntry(Wire):
     """A person of the site who may log in at the node while the centre is away."""
 
@@ -125,6 +133,7 @@ CommandBody = Annotated[
     | Devices
     | SendStudy
     | FetchStudy
+    | ProbeSource
     | Roster
     | Configuration
     | AccessionBlock

@@ -57,7 +57,10 @@ class MirrorPolicy(Wire):
     night_until: str = Field(default="06:00", pattern=CLOCK)
     rates: list[RateWindow] = []
     outside: list[OutsideDestination] = []
-    compress: bool = Field(default=True, description="encode losslessly for the wire where that pays")
+    compress: bool = Field(default=True, description="false: never encode for the wire, whatever ``encode`` says")
+    encode: Literal["auto", "always", "never"] = Field(
+        default="auto", description="losslessly for the wire; auto: where it was measured to pay (``gateway.paying``)"
+    )
     checkpoints: list[str] = Field(
         default=[], description="networks (CIDR) in which images may leave a mobile node; empty: everywhere"
     )
@@ -65,6 +68,11 @@ class MirrorPolicy(Wire):
         default=["receipt"], description="proofs after which a node with zero retention lets go of its copy"
     )
     upload_hours: int = Field(default=24, ge=1, description="so long a receiver keeps what came of a large instance")
+
+    @property
+    def encoding(self) -> Literal["auto", "always", "never"]:
+        """What ``compress``, which older nodes go by, and ``encode`` say together."""
+        return self.encode if self.compress else "never"
 
 
 class ImportRule(Wire):
@@ -80,6 +88,7 @@ class ForeignSource(Wire):
     """A PACS that is no part of the region and is not changed for it: polled, listed, fetched from."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    enabled: bool = Field(default=True, description="else neither asked nor fetched from; what it listed stays")
     kind: Literal["dicom", "dicomweb"] = "dicom"
     ae_title: str = Field(default="", max_length=16, description="of the PACS")
     host: str = ""
@@ -98,6 +107,12 @@ class ForeignSource(Wire):
     answers_at_most: int = Field(default=0, ge=0, description="known cap on its answers; 0: unknown")
     changes_by: Literal["", "StudyArrivalDate", "StudyCompletionDate", "StudyVerifiedDate"] = Field(
         default="", description="a date of arrival that it matches on, so that late studies of old dates are seen"
+    )
+    undated_at_most: int = Field(
+        default=2000,
+        ge=0,
+        le=100_000,
+        description="studies without a date are looked for among so many answers at each sweep; 0: never",
     )
     character_set: str = Field(default="ISO_IR 192", description="what it means where it names none")
     issuer_of_patient_id: str = ""

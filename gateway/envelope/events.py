@@ -181,8 +181,27 @@ class ForeignRetrieval(Wire):
     last_error: str = ""
 
 
+class ProbeStep(Wire):
+    """One thing that was tried at a foreign PACS. ``unclear``: it answered neither yes nor no."""
+
+    step: Literal["echo", "find", "retrieve"]
+    outcome: Literal["ok", "failed", "unclear"]
+    detail: str = Field(default="", description="an error as ``code: detail``, or what was answered")
+    found: int | None = Field(default=None, description="studies of today, for ``find``")
+    milliseconds: int = 0
+
+
+class Probe(Wire):
+    """What came of trying a foreign PACS out because a person asked."""
+
+    asked_at: AwareDatetime
+    done_at: AwareDatetime
+    steps: list[ProbeStep]
+
+
 class ForeignSourceState(Wire):
-    """How a foreign PACS answers: told when that changes, and daily."""
+    """How a foreign PACS answers: told when that changes, after each sweep, and no more often than every five minutes
+    that it still does."""
 
     type: Literal["foreign.source"] = "foreign.source"
     source: str
@@ -192,6 +211,7 @@ class ForeignSourceState(Wire):
     studies: int = 0
     quirks: list[str] = []
     retired: bool = False
+    probe: Probe | None = Field(default=None, description="the last one")
 
 
 class AuditRow(Wire):

@@ -13,7 +13,15 @@ from django.utils import timezone
 
 from gateway import queries as gateway_queries
 from gateway.deliveries import pause
-from gateway.envelope import FetchStudy, ForeignRetrieval, ForeignSource, ForeignSourceState, ForeignStudySeen
+from gateway.envelope import (
+    FetchStudy,
+    ForeignRetrieval,
+    ForeignSource,
+    ForeignSourceState,
+    ForeignStudySeen,
+    Probe,
+    ProbeSource,
+)
 from gateway.foreign.models import ForeignPacs, ForeignStudy, Retrieval
 from gateway.foreign.pacs import FoundInstance, FoundStudy
 from gateway.models import JoinState, OutboxEntry
@@ -31,6 +39,8 @@ _FIRST_PAUSE_SECONDS = 5.0
 _SOURCE_REMOVED = "source-removed"
 _AWAY = {"connection-failed", "association-rejected", "timed-out", "connection-lost", "unreachable", "busy"}
 _LONGEST_PAUSE_SECONDS = 3600.0
+_TOLD_EVERY = timedelta(minutes=5)
+_OF_POLLS = ["next_poll_at", "retired_at", "failures", "last_error", "failing_since", "polled_at", "swept_at", "quirks"]
 
 
 def record_seen(source: ForeignSource, found: Iterable[FoundStudy], *, now: datetime) -> int:
@@ -154,8 +164,37 @@ def record_poll(
         row.swept_at = now if swept else row.swept_at
     if quirks is not None:
         row.quirks = sorted(set(quirks))
-    row.untold = row.untold or before != (row.last_error, row.failing_since, row.quirks) or swept
-    row.save()
+    is_news = swept or before != (row.last_error, row.failing_since, row.quirks)
+    row.untold = row.untold or is_news or row.told_at is None or now - row.told_at >= _TOLD_EVERY
+    # Not all of the row: a person may have asked for a probe meanwhile.
+    row.save(update_fields=[*_OF_POLLS, "untold"])
+
+
+@transaction.atomic
+def apply_probe(command: ProbeSource) -> None:
+    """Try a PACS out because a person asked for it (command "foreign.probe").
+
+    Raises: PermanentError("unknown-source").
+    """
+    if command.source not in {source.name for source in gateway_queries.configuration().foreign}:
+        raise PermanentError("unknown-source", f"this node knows no PACS {command.source}")
+    ForeignPacs.objects.update_or_create(
+        name=command.source,
+        defaults={"probe_asked_at": command.asked_at},
+        create_defaults={"probe_asked_at": command.asked_at, "next_poll_at": timezone.now()},
+    )
+
+
+@transaction.atomic
+def record_probe(name: str, probe: Probe) -> None:
+    """Keep what came of a probe; the next poll is due at once."""
+    row = ForeignPacs.objects.select_for_update().filter(name=name).first()
+    if row is None:
+        return
+    if row.probe_asked_at == probe.asked_at:
+        row.probe_asked_at = None
+    row.probe, row.next_poll_at, row.untold = probe.model_dump(mode="json"), timezone.now(), True
+    row.save(update_fields=["probe_asked_at", "probe", "next_poll_at", "untold"])
 
 
 @transaction.atomic
@@ -267,7 +306,7 @@ def tell() -> int:
     Retrieval.objects.filter(pk__in=[row.pk for row in jobs]).update(untold=False)
     for pacs in ForeignPacs.objects.filter(untold=True):
         entries.append(OutboxEntry(kind="foreign.source", body=_state(pacs)))
-        ForeignPacs.objects.filter(pk=pacs.pk).update(untold=False)
+        ForeignPacs.objects.filter(pk=pacs.pk).update(untold=False, told_at=timezone.now())
     OutboxEntry.objects.bulk_create(entries)
     return len(entries)
 
@@ -315,4 +354,5 @@ def _state(row: ForeignPacs) -> dict[str, Any]:
         studies=ForeignStudy.objects.filter(source=row.name, gone_at=None).count(),
         quirks=row.quirks,
         retired=row.retired_at is not None,
+        probe=Probe.model_validate(row.probe) if row.probe else None,
     ).model_dump(mode="json")

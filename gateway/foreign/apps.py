@@ -17,4 +17,6 @@ class ForeignConfig(AppConfig):
         """Look after them in the gateway process (the modules need the models, which are loaded only now)."""
         loops = import_module("gateway.foreign.loops")
         every(loops.LOOK_SECONDS, loops.attendant.run)
-        on_command("study.fetch", import_module("gateway.foreign.actions").apply_fetch)
+        actions = import_module("gateway.foreign.actions")
+        on_command("study.fetch", actions.apply_fetch)
+        on_command("foreign.probe", actions.apply_probe)

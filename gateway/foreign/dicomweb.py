@@ -13,7 +13,6 @@ from pydicom.dataset import Dataset
 
 from gateway.envelope import ForeignSource
 from gateway.foreign.pacs import (
-    MOST_ANSWERS,
     STUDY_KEYS,
     Answers,
     FoundInstance,
@@ -29,6 +28,7 @@ from gateway.outside.web import Service, Stream
 from standards.dicom_json import from_json
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.multipart import Part, parse_related
+from standards.uids import new_uid
 
 log = structlog.get_logger(__name__)
 
@@ -53,15 +53,14 @@ class DicomWebPacs:
 
     def studies(self, window: Window) -> Answers:
         """What it lists at study level."""
-        span = f"{window.since:%Y%m%d}-{window.until:%Y%m%d}"
-        keys = {window.keyword: span, "includefield": ",".join(STUDY_KEYS)}
+        keys = {"includefield": ",".join(STUDY_KEYS)} | ({window.keyword: window.span} if window.span else {})
         if window.times is not None:
             keys["StudyTime"] = "-".join(window.times)
         if window.modality:
             keys["ModalitiesInStudy"] = window.modality
         answers = Answers(is_whole=True)
         for count, answer in enumerate(self._paged("studies", keys, "StudyInstanceUID")):
-            if count >= MOST_ANSWERS:
+            if count >= window.most:
                 answers.is_whole, answers.is_capped = False, True
                 break
             found = found_study(answer, self._source.issuer_of_patient_id)
@@ -161,6 +160,24 @@ class DicomWebPacs:
             log.warning("instance-refused", source=self._source.name, reason=str(error))
         else:
             said.completed += 1
+
+    def echo(self) -> None:
+        """A search for one study, whichever."""
+        self._page("studies", {"limit": "1"})
+
+    def try_retrieve(self) -> str:
+        """It should say that there is no such study."""
+        try:
+            self._download(f"studies/{new_uid()}", Retrieved())
+        except PermanentError as error:
+            if error.code == "retrieve-refused" and error.detail.endswith(("404", "410")):
+                return ""
+            raise
+        except TransientError as error:
+            if error.code == "retrieve-failed":  # some stumble over a study that they do not have
+                return str(error)
+            raise
+        return ""
 
     def close(self) -> None:
         """End the connections."""

@@ -16,7 +16,7 @@ from gateway import queries as gateway_queries
 from gateway import registry
 from gateway.deliveries import pause
 from gateway.envelope import Configuration, ForeignSource
-from gateway.foreign import actions, polling, queries, retrieving
+from gateway.foreign import actions, polling, probing, queries, retrieving
 from gateway.foreign.models import ForeignPacs, Retrieval
 from gateway.foreign.pacing import Pace, is_within
 from gateway.foreign.pacs import pacs_of
@@ -35,6 +35,7 @@ class Attendant:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._polling: set[str] = set()
+        self._probing: set[str] = set()
         self._fetching: dict[str, set[int]] = {}
         self._paces: dict[str, Pace] = {}
         self._retired: list[str] | None = None
@@ -47,9 +48,13 @@ class Attendant:
             actions.retire(names, now=timezone.now())
             self._retired = names
         now = timezone.now().astimezone(site_zone())
+        rows = {row.name: row for row in ForeignPacs.objects.filter(name__in=names)}
         for source in configuration.foreign:
-            self._begin_poll(source, now)
-            self._begin_fetches(source, configuration, now)
+            row = rows.get(source.name)
+            self._begin_probe(source, row, now)
+            if source.enabled:
+                self._begin_poll(source, row, now)
+                self._begin_fetches(source, configuration, now)
         if names or ForeignPacs.objects.filter(untold=True).exists():
             actions.tell()
 
@@ -59,8 +64,23 @@ class Attendant:
         pace.per_minute = source.queries_per_minute
         return pace
 
-    def _begin_poll(self, source: ForeignSource, now: datetime) -> None:
-        row = ForeignPacs.objects.filter(name=source.name).first()
+    def _begin_probe(self, source: ForeignSource, row: ForeignPacs | None, now: datetime) -> None:
+        """At once, whatever the hours: a person waits for it. It is within the pace as every request is."""
+        if row is None or row.probe_asked_at is None or source.name in self._probing:
+            return
+        self._probing.add(source.name)
+        self._start(f"probe-{source.name}", partial(self._probe, source, row.probe_asked_at, now))
+
+    def _probe(self, source: ForeignSource, asked_at: datetime, now: datetime) -> None:
+        try:
+            tried = probing.with_patience(source)
+            with contextlib.closing(pacs_of(tried, self.pace_of(source))) as pacs:
+                found = probing.probe(tried, pacs, asked_at=asked_at, today=now.date())
+            actions.record_probe(source.name, found)
+        finally:
+            self._probing.discard(source.name)
+
+    def _begin_poll(self, source: ForeignSource, row: ForeignPacs | None, now: datetime) -> None:
         is_due = row is None or row.retired_at is not None or row.next_poll_at <= now
         if not is_due or source.name in self._polling or not is_within(source.hours, now):
             return

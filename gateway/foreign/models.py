@@ -20,7 +20,12 @@ class ForeignPacs(models.Model):
     quirks = models.JSONField(default=list)
     retired_at = models.DateTimeField(null=True)
     told_epoch = models.CharField(max_length=36, blank=True)
+    told_at = models.DateTimeField(null=True)
     untold = models.BooleanField(default=True)
+    probe_asked_at = models.DateTimeField(null=True)
+    """A person wants to know whether it answers; null when that was tried."""
+    probe = models.JSONField(null=True)
+    """The last ``envelope.Probe``."""
 
 
 class ForeignStudy(models.Model):

@@ -46,14 +46,22 @@ class FoundInstance:
 
 @dataclass(frozen=True)
 class Window:
-    """What studies are asked for: ``keyword`` (a date) within ``since`` and ``until``, both included; for one day
-    also between two times of it (``HHMMSS``); of one modality."""
+    """What studies are asked for: ``keyword`` (a date) within ``since`` and ``until``, both included (None: open; with
+    both open also studies without a date); for one day also between two times of it (``HHMMSS``); of one modality;
+    no more than ``most``."""
 
     keyword: str
-    since: date
-    until: date
+    since: date | None
+    until: date | None
     times: tuple[str, str] | None = None
     modality: str = ""
+    most: int = MOST_ANSWERS
+
+    @property
+    def span(self) -> str:
+        """The dates as a key of a query. One day is a single value: every PACS matches that."""
+        since, until = (f"{day:%Y%m%d}" if day else "" for day in (self.since, self.until))
+        return since if since == until else f"{since}-{until}"
 
 
 @dataclass
@@ -107,6 +115,13 @@ class Pacs(Protocol):
     ) -> Retrieved:
         """Have a study, a series or instances of it sent; on return they are in the index."""
 
+    def echo(self) -> None:
+        """Ask whether it is there at all."""
+
+    def try_retrieve(self) -> str:
+        """Have a study sent that does not exist, so that only what stands in the way is said; "" where nothing does,
+        else an answer that may mean either. Raises also what ``retrieve`` would."""
+
     def close(self) -> None:
         """End what is open. Never raises."""
 
@@ -140,7 +155,7 @@ class _AskedAndFetched:
     def __init__(self, asked: Pacs, fetched: Pacs) -> None:
         self._asked, self._fetched = asked, fetched
         self.studies, self.series, self.instances = asked.studies, asked.series, asked.instances
-        self.retrieve = fetched.retrieve
+        self.echo, self.retrieve, self.try_retrieve = asked.echo, fetched.retrieve, fetched.try_retrieve
 
     def close(self) -> None:
         """End what is open."""

@@ -1,6 +1,6 @@
 """Looking over what a foreign PACS lists, however oddly it answers: windows of dates that are parted until whole."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 
 import structlog
@@ -9,7 +9,7 @@ from gateway.envelope import ForeignSource
 from gateway.foreign import actions, queries
 from gateway.foreign.models import ForeignPacs
 from gateway.foreign.pacs import Answers, FoundStudy, Pacs, Window
-from standards.errors import PermanentError
+from standards.errors import PermanentError, TransientError
 
 log = structlog.get_logger(__name__)
 
@@ -25,9 +25,11 @@ NO_SERIES = "no-series-queries"
 CAPPED = "caps-answers"
 NAMELESS = "answers-without-study-uid"
 TWICE = "answers-twice"
+UNDATED_UNSEEN = "too-many-to-find-undated"
 MOST_COUNTED = 20
 """Of so many studies a poll the instances are counted one by one where the PACS does not say how many there are."""
 _SHORTEST_SECONDS = 60
+_BEFORE_ALL = date(1800, 1, 1)
 _MODALITIES = ("CT", "MR", "CR", "DX", "MG", "US", "XA", "RF", "NM", "PT", "ES", "OT")
 
 
@@ -49,7 +51,7 @@ def poll(source: ForeignSource, pacs: Pacs, *, now: datetime, sweep: bool) -> Lo
     since = today - timedelta(days=source.window_days if sweep else min(1, source.window_days))
     until = today + timedelta(days=1)  # clocks differ
     known = set(queries.quirks_of(source.name)) - ({NO_SERIES} if sweep else set())
-    look = Look(quirks=known & {NO_RANGES, NO_SERIES})
+    look = Look(quirks=known & ({NO_RANGES, NO_SERIES} if sweep else {NO_RANGES, NO_SERIES, UNDATED_UNSEEN}))
     _Looking(source, pacs, look).through("StudyDate", since, until)
     by_date = dict(look.studies)
     if source.changes_by:
@@ -62,6 +64,8 @@ def poll(source: ForeignSource, pacs: Pacs, *, now: datetime, sweep: bool) -> Lo
     actions.record_seen(source, list(look.studies.values()), now=now)
     if look.is_whole:
         actions.record_missed(source, f"{since:%Y%m%d}", f"{until:%Y%m%d}", set(by_date), now=now)
+    if sweep and source.undated_at_most:
+        _look_for_undated(source, pacs, look, now)
     return look
 
 
@@ -87,7 +91,7 @@ class _Looking:
             self._days(keyword, since, until)
             self._look.quirks.add(NO_RANGES)
             return
-        if not self._is_capped(answers):
+        if not _is_capped(self._source, answers):
             self._take(answers, keyword, since, until)
             return
         self._look.quirks.add(CAPPED)
@@ -114,7 +118,7 @@ class _Looking:
             if answers is None:
                 return
             self._take(answers, "StudyDate", day, day)
-            if not self._is_capped(answers):
+            if not _is_capped(self._source, answers):
                 continue
             if end - begin >= _SHORTEST_SECONDS:
                 self._times(day, begin, end)
@@ -127,7 +131,7 @@ class _Looking:
             if answers is None:
                 return
             self._take(answers, "StudyDate", day, day)
-            if self._is_capped(answers):
+            if _is_capped(self._source, answers):
                 self._look.is_whole = False
 
     def _asked(self, window: Window) -> Answers | None:
@@ -140,14 +144,6 @@ class _Looking:
             log.warning("foreign-answers-capped", source=self._source.name, day=str(window.since), error=str(error))
             self._look.is_whole = False
             return None
-
-    def _is_capped(self, answers: Answers) -> bool:
-        if answers.is_whole:
-            return False
-        count = len(answers.studies) + answers.nameless
-        if self._source.answers_at_most:
-            return answers.is_capped or count >= self._source.answers_at_most
-        return answers.is_capped or count in SUSPICIOUS
 
     def _take(self, answers: Answers, keyword: str, since: date, until: date) -> None:
         first, last = f"{since:%Y%m%d}", f"{until:%Y%m%d}"
@@ -165,6 +161,61 @@ class _Looking:
                 self._look.quirks.add(IGNORES_DATES)
                 continue
             self._look.studies[uid] = found
+
+
+def _look_for_undated(source: ForeignSource, pacs: Pacs, look: Look, now: datetime) -> None:
+    """Studies without a Study Date, which no window of dates shows.
+
+    First the dates before all others: where an empty text is less than any date that is one small answer. Then a
+    question that says nothing of dates, whose answers are counted: by modality where the PACS caps them or refuses so
+    wide a question, and no more than the source allows. A PACS that has more than that, or takes none of these
+    questions, is told of; what else it lists does not depend on it.
+    """
+    found: dict[str, FoundStudy] = {}
+    left = source.undated_at_most
+
+    def ask(window: Window) -> bool:
+        """Whether all that fits came."""
+        nonlocal left
+        if left <= 0:
+            return False
+        try:
+            answers = pacs.studies(replace(window, most=left))
+        except PermanentError as error:
+            if error.code != "query-refused":
+                raise
+            return False
+        left -= len(answers.studies) + answers.nameless
+        look.quirks |= answers.quirks
+        found.update({one.study.study_instance_uid: one for one in answers.studies if not one.study.study_date})
+        return not _is_capped(source, answers)
+
+    try:
+        if NO_RANGES not in look.quirks:
+            ask(Window("StudyDate", None, _BEFORE_ALL))
+        is_whole = ask(Window("StudyDate", None, None))
+        if not is_whole:
+            for modality in _MODALITIES:
+                ask(Window("StudyDate", None, None, modality=modality))
+    except TransientError as error:  # too wide a question for it, perhaps: the other answers count all the same
+        log.warning("foreign-undated-not-answered", source=source.name, error=str(error))
+        is_whole = False
+    actions.record_seen(source, list(found.values()), now=now)
+    look.studies |= found
+    if is_whole:
+        actions.record_missed(source, "", "", set(found), now=now)
+    else:
+        look.quirks.add(UNDATED_UNSEEN)
+
+
+def _is_capped(source: ForeignSource, answers: Answers) -> bool:
+    """Whether there are more answers, as the PACS says or as their number suggests."""
+    if answers.is_whole:
+        return False
+    count = len(answers.studies) + answers.nameless
+    if source.answers_at_most:
+        return answers.is_capped or count >= source.answers_at_most
+    return answers.is_capped or count in SUSPICIOUS
 
 
 def _clock(second: int) -> str:

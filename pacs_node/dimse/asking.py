@@ -16,6 +16,7 @@ from standards.errors import PermanentError, TransientError
 from standards.part10 import read_identifier
 from standards.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 
+VERIFICATION: Final = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND: Final = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_ROOT_MOVE: Final = "1.2.840.10008.5.1.4.1.2.2.2"
 STUDY_ROOT_GET: Final = "1.2.840.10008.5.1.4.1.2.2.3"
@@ -107,6 +108,23 @@ def find(
 def _complaint(message: Message, status: int) -> str:
     comment = str(message.command.get("ErrorComment") or "").strip()
     return f"the PACS answered {status:04X}" + (f": {comment}" if comment else "")
+
+
+def echo(channel: Channel, *, timeout: float) -> None:
+    """C-ECHO. Raises: TransientError as ``Channel``, "echo-refused"; PermanentError "query-refused".
+
+    Source: PS3.7 9.1.5
+    """
+    context = context_of(channel, VERIFICATION)
+    message_id = channel.next_message_id()
+    channel.send(
+        context.context_id,
+        {"CommandField": upper_layer.C_ECHO_RQ, "MessageID": message_id, "AffectedSOPClassUID": VERIFICATION},
+    )
+    message = channel.receive(timeout)
+    status = _status_of(channel, message, upper_layer.C_ECHO_RQ, message_id)
+    if status != SUCCESS:
+        raise TransientError("echo-refused", _complaint(message, status))
 
 
 class Progress:

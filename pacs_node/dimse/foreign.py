@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -49,6 +48,7 @@ from standards.transfer_syntaxes import (
     RLE_LOSSLESS,
     STORAGE_TRANSFER_SYNTAXES,
 )
+from standards.uids import new_uid
 
 log = structlog.get_logger(__name__)
 
@@ -112,14 +112,14 @@ class DimsePacs:
         keys = Dataset()
         for keyword in STUDY_KEYS:
             setattr(keys, keyword, "")
-        setattr(keys, window.keyword, _span(window.since, window.until))
+        setattr(keys, window.keyword, window.span)
         if window.times is not None:
             keys.StudyTime = "-".join(window.times)
         if window.modality:
             keys.ModalitiesInStudy = window.modality
         answers = Answers()
         try:
-            for answer in self._find("STUDY", keys, MOST_ANSWERS):
+            for answer in self._find("STUDY", keys, window.most):
                 if mended(answer):
                     answers.quirks.add(WRONG_CHARACTER_SET)
                 found = found_study(answer, self._source.issuer_of_patient_id)
@@ -221,10 +221,7 @@ class DimsePacs:
         try:
             progress = asking.get(channel, keys, taking.begin, timeout=silence)
         finally:
-            if channel.ended:
-                channel.close()
-            else:
-                channel.release()
+            _end(channel)
         return Retrieved(progress.completed, progress.failed, progress.comment, taking.refused)
 
     def _classes_of(self, study_instance_uid: str) -> list[str]:
@@ -239,14 +236,43 @@ class DimsePacs:
         rest = [uid for uid in STORAGE_SOP_CLASSES if uid not in _USUAL]
         return found or [*_USUAL, *rest][: MOST_CONTEXTS - 1]
 
+    def echo(self) -> None:
+        """C-ECHO over an association of its own, as some PACS take it only so."""
+        self._pace()
+        channel = self._associate([(asking.VERIFICATION, asking.PLAIN)], [])
+        try:
+            asking.echo(channel, timeout=self._source.timeout_seconds)
+        finally:
+            _end(channel)
+
+    def try_retrieve(self) -> str:
+        """By the operation that images are fetched with."""
+        keys = _keys(StudyInstanceUID=new_uid())
+        keys.QueryRetrieveLevel = "STUDY"
+        try:
+            if self._source.retrieve == "c-get":
+                self._get(keys, self._source.timeout_seconds)
+            else:
+                self._pace()
+                asking.move(self._opened(), keys, config().ae_title, timeout=self._source.timeout_seconds)
+        except RegisError as error:
+            if error.code not in ("retrieve-refused", "retrieve-failed"):
+                raise
+            return str(error)  # it may be that study alone
+        return ""
+
     def close(self) -> None:
         """Release the association."""
         if self._channel is not None:
-            if self._channel.ended:
-                self._channel.close()
-            else:
-                self._channel.release()
+            _end(self._channel)
             self._channel = None
+
+
+def _end(channel: Channel) -> None:
+    if channel.ended:
+        channel.close()
+    else:
+        channel.release()
 
 
 class _Taking:
@@ -338,11 +364,6 @@ def _keys(**values: str) -> Dataset:
     for keyword, value in values.items():
         setattr(keys, keyword, value)
     return keys
-
-
-def _span(since: date, until: date) -> str:
-    """One day is a single value: every PACS matches that."""
-    return f"{since:%Y%m%d}" if since == until else f"{since:%Y%m%d}-{until:%Y%m%d}"
 
 
 def _unique(found: Iterable[T | None]) -> list[T]:
