@@ -196,6 +196,8 @@ class Region:
     centre: Part
     centre_port: int
     nodes: dict[str, NodeUnderTest] = field(default_factory=dict)
+    version: int = 0
+    """Of the last configuration that a test pushed."""
 
     @property
     def centre_url(self) -> str:
@@ -236,6 +238,17 @@ class Region:
             json.dumps(body),
             node,
         )
+
+    def configure(self, node: NodeUnderTest, **body: object) -> None:
+        """Push the next version of the configuration to a node, and wait until it has it."""
+        self.version += 1
+        self.send(node.name, {"type": "configuration", "version": self.version, **body})
+
+        def has_it() -> bool:
+            configuration = json.loads(str(node.query("SELECT configuration FROM gateway_joinstate")[0][0]))
+            return bool(configuration.get("version") == self.version)
+
+        wait_until(has_it, 120, f"{node.name} has version {self.version} of its configuration")
 
     def prepare(self, *nodes: tuple[str, str, str]) -> dict[str, str]:
         """Register a site and a node for each ``(site, kind of node, name)``; a one-time code for each name."""

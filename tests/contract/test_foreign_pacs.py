@@ -11,6 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from deploy.processes import free_port, wait_until
+from gateway.envelope import ForeignSource
 from standards.uids import new_uid
 from tests.contract.region import NodeUnderTest, Region, make_instance, region
 from tests.factories.foreign_peers import Orthanc, orthanc
@@ -24,6 +25,18 @@ class Setup:
 
     def __init__(self, made: Region, clinic: NodeUnderTest, old: Orthanc, vault: Orthanc, folder: Path) -> None:
         self.region, self.clinic, self.old, self.vault, self.folder = made, clinic, old, vault, folder
+
+    def configure(self, *others: ForeignSource) -> None:
+        """Have the clinic poll the old PACS, and others too, and mirror to the vault."""
+        there = {"kind": "dicom", "host": "127.0.0.1"}
+        sources = [self.old.source(poll_seconds=2, name="old-pacs"), *others]
+        outside = [
+            {"name": "vault", "ae_title": "VAULT", "port": self.vault.port, **there},
+            {"name": "old-again", "ae_title": "OLDAGAIN", "port": self.old.port, **there},
+            {"name": "web", "kind": "stow", "url": self.vault.dicomweb_url},
+        ]
+        foreign = [source.model_dump(mode="json") for source in sources]
+        self.region.configure(self.clinic, foreign=foreign, mirror={"outside": outside})
 
     def fill(self, count: int, size: int = 32) -> tuple[str, list[Dataset]]:
         """A study that the old PACS has."""
@@ -110,23 +123,9 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
         made.join(clinic, codes["clinic"])
         made.start_pacs(clinic)
         clinic.gateway.start()
-        there = {"kind": "dicom", "host": "127.0.0.1"}
-        made.send(
-            "clinic",
-            {
-                "type": "configuration",
-                "version": 1,
-                "foreign": [old.source(poll_seconds=2, name="old-pacs").model_dump(mode="json")],
-                "mirror": {
-                    "outside": [
-                        {"name": "vault", "ae_title": "VAULT", "port": vault.port, **there},
-                        {"name": "old-again", "ae_title": "OLDAGAIN", "port": old.port, **there},
-                        {"name": "web", "kind": "stow", "url": vault.dicomweb_url},
-                    ]
-                },
-            },
-        )
-        yield Setup(made, clinic, old, vault, folder)
+        setup = Setup(made, clinic, old, vault, folder)
+        setup.configure()
+        yield setup
 
 
 def test_a_new_study_is_listed_within_a_poll_and_a_button_brings_its_images_once(setup: Setup) -> None:
@@ -196,17 +195,15 @@ def test_a_study_that_is_deleted_at_the_pacs_is_told_of(setup: Setup) -> None:
     )
 
 
-def test_a_pacs_that_is_away_is_told_of_with_its_reason_and_since_when(setup: Setup) -> None:
-    setup.region.send(
-        "clinic",
-        {
-            "type": "configuration",
-            "version": 2,
-            "foreign": [setup.old.source(poll_seconds=2, name="dead-pacs", port=9).model_dump(mode="json")],
-        },
+def test_a_pacs_that_is_away_is_told_of_with_its_reason_and_since_when_until_it_is_left_out(setup: Setup) -> None:
+    setup.configure(setup.old.source(poll_seconds=2, name="dead-pacs", port=9))
+    try:
+        query = "SELECT last_error FROM catalogue_foreignpacs WHERE source = 'dead-pacs' AND failing_since IS NOT NULL"
+        setup.wait_for("the centre knows", lambda: setup.region.ask(query))
+        assert "connection-failed" in json.dumps(setup.region.ask(query))
+    finally:
+        setup.configure()
+    retired = "SELECT source, retired FROM catalogue_foreignpacs ORDER BY source"
+    setup.wait_for(
+        "it alone is retired", lambda: setup.region.ask(retired) == [("dead-pacs", True), ("old-pacs", False)]
     )
-    query = "SELECT last_error FROM catalogue_foreignpacs WHERE source = 'dead-pacs' AND failing_since IS NOT NULL"
-    setup.wait_for("the centre knows", lambda: setup.region.ask(query))
-    assert "connection-failed" in json.dumps(setup.region.ask(query))
-    retired = "SELECT retired FROM catalogue_foreignpacs WHERE source = 'old-pacs'"
-    setup.wait_for("the other is retired", lambda: setup.region.ask(retired) == [(True,)])

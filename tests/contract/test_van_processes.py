@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -196,7 +197,19 @@ def form_of(page: str) -> dict[str, str]:
     return found
 
 
-def test_a_van_alone_for_days_loses_nothing_and_shows_every_difference(van: Van) -> None:
+@dataclass(frozen=True)
+class Return:
+    """The van after days alone: the step it registered itself, the images it took, a study of before."""
+
+    van: Van
+    item: dict[str, str]
+    images: list[str]
+    early: str
+
+
+@pytest.fixture(scope="module")
+def home(van: Van) -> Return:
+    """The van left with the schedule, worked while centre and people changed the same things, and reconnected."""
     made = van.region
     van.wait(
         lambda: (
@@ -259,7 +272,12 @@ def test_a_van_alone_for_days_loses_nothing_and_shows_every_difference(van: Van)
 
     made.start_centre()
     van.wait(van.told_all, "the centre has everything the van did")
-    van.wait(lambda: set(images + scanned) <= set(van.archive.held()), "the archive has every image")
+    return Return(van, item, images + scanned, early)
+
+
+def test_a_van_alone_for_days_loses_nothing_and_shows_every_difference(home: Return) -> None:
+    van, made, item = home.van, home.van.region, home.item
+    van.wait(lambda: set(home.images) <= set(van.archive.held()), "the archive has every image")
 
     assert not made.ask("SELECT type, error FROM federation_inboxevent WHERE error <> ''")
     # There once: the order, its step, its patient, under the van's own numbers.
@@ -315,7 +333,8 @@ def test_a_van_alone_for_days_loses_nothing_and_shows_every_difference(van: Van)
     )
 
 
-def test_reconnecting_again_changes_nothing(van: Van) -> None:
+def test_reconnecting_again_changes_nothing(home: Return) -> None:
+    van = home.van
     before = van.region.ask("SELECT count(*), max(id) FROM orders_returndifference")
     van.region.tell("UPDATE federation_node SET cursor = 0 WHERE name = 'van'")
     van.region.tell(
