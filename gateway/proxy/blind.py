@@ -77,22 +77,29 @@ def both_ways(ends: Ends, there: Callable[[], None], back: Callable[[], None]) -
         ends.close()
 
 
-def relay(one: socket.socket, other: socket.socket, first: bytes = b"") -> None:
-    """Pass everything both ways until both ends are done; ``first`` was already read from ``one``. Never raises."""
+def relay(one: socket.socket, other: socket.socket, first: bytes = b"") -> tuple[int, int]:
+    """Pass everything both ways until both ends are done; ``first`` was already read from ``one``. Never raises.
+
+    How many bytes passed from ``one``, and to it.
+    """
     ends = Ends(one, other)
+    passed = {one: 0, other: 0}
 
     def pump(source: socket.socket, target: socket.socket, waiting: bytes) -> None:
         try:
             if waiting:
                 target.sendall(waiting)
+                passed[source] += len(waiting)
             while chunk := ends.receive(source):
                 target.sendall(chunk)
+                passed[source] += len(chunk)
         except (OSError, ValueError):
             ends.break_off()
         else:
             ends.finish(target)
 
     both_ways(ends, lambda: pump(one, other, first), lambda: pump(other, one, b""))
+    return passed[one], passed[other]
 
 
 def called_title(head: bytes) -> str:

@@ -47,9 +47,12 @@ class Copying:
             self.journal.count("tapped")
         for copy in verdict.copies:
             if copy.changes.any:
-                self._changed(path, header, sender, copy.destination, copy.changes)
+                handed = self._changed(path, header, sender, copy.destination, copy.changes)
             else:
                 self.spool.hand(path, copy.destination)
+                handed = True
+            if handed:
+                self.journal.count(f"copied:{copy.destination}")
 
     def _watch(self, path: Path, header: part10.Header, sender: Sender) -> None:
         try:
@@ -63,8 +66,8 @@ class Copying:
                 sender.calling_ae, found.declared, found.name, sure=found.is_sure, preview=found.preview
             )
 
-    def _changed(self, path: Path, header: part10.Header, sender: Sender, destination: str, changes: Changes) -> None:
-        """A changed copy fails closed: what cannot be changed as told is not sent."""
+    def _changed(self, path: Path, header: part10.Header, sender: Sender, destination: str, changes: Changes) -> bool:
+        """A changed copy fails closed: what cannot be changed as told is not sent, which is False."""
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[header.dataset_offset :]
         try:
@@ -77,10 +80,11 @@ class Copying:
                 error=str(error),
                 sop_instance_uid=header.sop_instance_uid,
             )
-            return
+            return False
         provenance = Provenance() if changes.deidentify else Provenance(sender.calling_ae, sender.called_ae)
         meta = write_file_meta(header.sop_class_uid, new.sop_instance_uid, header.transfer_syntax, provenance)
         self.spool.hand_changed(path.name, destination, (meta, *new.pieces))
+        return True
 
 
 def _uid_of(head: bytes) -> str:

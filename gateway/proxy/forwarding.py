@@ -59,7 +59,7 @@ class Forwarder(threading.Thread):
                 self.step()
             except Exception:  # the boundary of the thread: logged, and tried again
                 log.exception("forwarding-failed")
-                self._journal.count("forwarding-failed")
+                self._journal.count("failure:forwarding-failed")
 
     def step(self) -> None:
         """Send a batch to each destination for which something waits and which is not left alone."""
@@ -124,7 +124,7 @@ class Forwarder(threading.Thread):
             self._refused(name, path, sop_instance, error)
             return
         path.unlink()
-        self._journal.count(f"forwarded-to-{name}")
+        self._journal.count(f"forwarded:{name}")
 
     def _refused(self, name: str, path: Path, sop_instance: str, error: RegisError) -> None:
         self._spool.give_up(path, name)

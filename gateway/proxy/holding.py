@@ -63,6 +63,7 @@ class HoldingRelay(Relay):
 
     def _pass_pdu(self, pdu: Pdu) -> None:
         if pdu.kind != upper_layer.P_DATA_TF:
+            self.noted(pdu.kind)
             self._let_go()
             self.pacs.sendall(pdu.whole)
             return

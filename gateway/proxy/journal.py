@@ -1,5 +1,7 @@
 """What the proxy did and could not do: a journal that grows, and figures of now, both files beside the spool.
 
+A figure has a name, and where it is told apart further a label after a colon (``failure:too-slow``).
+
 ``missing.jsonl`` lists what passed to the old PACS and was not tapped, so that it can be fetched from there later.
 Where the disk takes no more, lines wait in memory (a bounded number, the rest is counted) and are written later.
 """
@@ -20,13 +22,16 @@ log = structlog.get_logger(__name__)
 _LARGEST_BYTES: Final = 16 << 20
 _MOST_WAITING: Final = 10_000
 _KINDS: Final = ("events", "missing")
+WORKER_FIGURES: Final = "state.json"
+SUPERVISOR_FIGURES: Final = "supervisor.json"
 
 
 class Journal:
     """Never raises for what the disk does: telling of trouble must not stop the relay."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, figures: str = WORKER_FIGURES) -> None:
         self.folder = folder
+        self._figures = figures
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[str]] = {kind: deque(maxlen=_MOST_WAITING) for kind in _KINDS}
         self._counts: Counter[str] = Counter()
@@ -41,13 +46,14 @@ class Journal:
     def event(self, what: str, **details: Any) -> None:
         """Something that an engineer wants to know: into the log, the journal and the figures."""
         log.warning(what, **details)
-        self.count(what)
+        self.count(f"failure:{what}")
         self._write("events", {"event": what, **details})
 
     def missing(self, reason: str, **details: Any) -> None:
         """An instance (``sop_instance_uid``) or a stretch of time that passed and was not tapped."""
         log.warning("not-tapped", reason=reason, **details)
         self.count("not-tapped")
+        self.count(f"failure:{reason.partition(':')[0].strip()}")
         self._write("missing", {"reason": reason, **details})
 
     def detected(self, source: str, declared: str, codec: str, *, sure: bool, preview: str) -> None:
@@ -59,10 +65,10 @@ class Journal:
             )
             known["instances"] += 1
             known["unsure"] += not sure
-            known["preview"], known["last_at"] = preview[:64], _now()
+            known["preview"], known["last_at"] = preview[:64], now()
 
     def _write(self, kind: str, line: Mapping[str, Any]) -> None:
-        text = json.dumps({"at": _now(), **line}, ensure_ascii=False) + "\n"
+        text = json.dumps({"at": now(), **line}, ensure_ascii=False) + "\n"
         with self._lock:
             waiting = self._waiting[kind]
             if len(waiting) == waiting.maxlen:
@@ -100,19 +106,19 @@ class Journal:
                 if self._waiting[kind]:
                     self._flush(kind)
             state = {
-                "at": _now(),
+                "at": now(),
                 **self.facts,
                 "counts": dict(self._counts),
                 "charsets": list(self._detections.values()),
             }
         try:
-            write_whole(self.folder / "state.json", json.dumps(state, ensure_ascii=False))
+            write_whole(self.folder / self._figures, json.dumps(state, ensure_ascii=False))
         except OSError as error:
             log.error("figures-not-written", error=error.strerror or str(error))
 
     def restore(self) -> None:
         """Go on counting where the process before this one ended."""
-        state = read_state(self.folder)
+        state = read_state(self.folder, self._figures)
         with self._lock:
             self._counts.update(state.get("counts", {}))
             for entry in state.get("charsets", []):
@@ -127,10 +133,10 @@ def write_whole(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The figures that a proxy wrote; {} where there are none."""
+def read_state(folder: Path, figures: str = WORKER_FIGURES) -> dict[str, Any]:
+    """The figures that a process of the proxy wrote; {} where there are none."""
     try:
-        found = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / figures).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -164,7 +170,7 @@ def unsettled(folder: Path, kind: str) -> tuple[list[dict[str, Any]], int]:
 def settle(folder: Path, kind: str, end: int, again: list[dict[str, Any]]) -> None:
     """Everything before ``end`` is done with, except what is written down ``again``. Raises: OSError."""
     with (folder / f"{kind}.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"at": _now(), **line}, ensure_ascii=False) + "\n" for line in again)
+        file.writelines(json.dumps({"at": now(), **line}, ensure_ascii=False) + "\n" for line in again)
         file.flush()
         os.fsync(file.fileno())
     write_whole(folder / f"{kind}.settled", str(end))
@@ -177,5 +183,6 @@ def _settled(folder: Path, kind: str) -> int:
         return 0
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as journals and figures have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

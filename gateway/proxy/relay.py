@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -23,6 +24,13 @@ from standards.errors import PermanentError, RegisError
 from standards.upper_layer import C_STORE_RQ, RESPONSE
 
 log = structlog.get_logger(__name__)
+
+_OUTCOMES: Final = {
+    upper_layer.ASSOCIATE_RJ: "rejected",
+    upper_layer.RELEASE_RP: "released",
+    upper_layer.ABORT: "aborted",
+}
+"""How an association ended, by the PDU that ended it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Relay:
         """The image whose data set is passing."""
         self._request = request
         self._ends = Ends(device, pacs)
+        self._outcome = ""
         self._tapped: dict[int, Tapped] = {}
         self._current: Tapped | None = None
         self._lock = threading.Lock()
@@ -62,11 +71,18 @@ class Relay:
         both_ways(self._ends, self._run_there, self._run_back)
         for tapped in self._take_all():
             self.services.tap.end(tapped, None)
+        self.services.journal.count(f"associations:{self._outcome or 'broken-off'}")
+
+    def noted(self, kind: int) -> None:
+        """A PDU has passed, which may say how the association ends."""
+        self._outcome = _OUTCOMES.get(kind, self._outcome)
 
     def _run_there(self) -> None:
         try:
             self.pacs.sendall(self._request)
+            self.services.journal.count("bytes:old_pacs", len(self._request))
             while chunk := self._ends.receive(self.device):
+                self.services.journal.count("bytes:old_pacs", len(chunk))
                 self.pass_there(chunk)
             self.end_there()
         except (OSError, ValueError):
@@ -77,6 +93,7 @@ class Relay:
     def _run_back(self) -> None:
         try:
             while chunk := self._ends.receive(self.pacs):
+                self.services.journal.count("bytes:device", len(chunk))
                 self.pass_back(chunk)
             self.end_back()
         except (OSError, ValueError):
@@ -120,6 +137,7 @@ class Relay:
     def lose(self, error: Exception) -> None:
         """No longer follow this association; what was being copied of it is named as missing."""
         self._following = False
+        self._outcome = "not-followed"
         if isinstance(error, RegisError):
             reason = str(error)
         else:
@@ -145,6 +163,7 @@ class Relay:
 
     def _follow_there(self, chunk: bytes) -> None:
         for pdu in self.there_pdus.feed(chunk):
+            self.noted(pdu.kind)
             if pdu.kind == upper_layer.P_DATA_TF:
                 for part in self.there.follow(pdu.payload):
                     if isinstance(part, Command):
@@ -189,10 +208,9 @@ class Relay:
 
     def follow_answer(self, kind: int, payload: memoryview) -> None:
         """A PDU of the old PACS."""
+        self.noted(kind)
         if kind == upper_layer.ASSOCIATE_AC:
             self.acceptance = association.read_acceptance(payload)
-        elif kind == upper_layer.ASSOCIATE_RJ:
-            self.services.journal.count("rejected-by-old-pacs")
         elif kind == upper_layer.P_DATA_TF:
             for part in self.back.follow(payload):
                 if isinstance(part, Command) and part.fields["CommandField"] == C_STORE_RQ | RESPONSE:

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from gateway.proxy import blind, rules
-from gateway.proxy.journal import Journal, read_state
+from gateway.proxy.journal import SUPERVISOR_FIGURES, Journal, read_state
 from gateway.proxy.settings import ProxySettings
 from standards.errors import PermanentError
 
@@ -42,7 +42,7 @@ class Supervisor:
         self._settings = settings
         self._command = list(command)
         self._stopping = threading.Event()
-        self._journal = Journal(settings.folder)
+        self._journal = Journal(settings.folder, SUPERVISOR_FIGURES)
         self._running = settings.folder / "running"
         self._worker: subprocess.Popen[bytes] | None = None
         self._heart = -1
@@ -51,8 +51,6 @@ class Supervisor:
         self._down_since = 0.0
         self._deaths = 0
         self._start_after = 0.0
-        self._blind = 0
-        self._blind_since = ""
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises: OSError when a port is in use."""
@@ -60,6 +58,7 @@ class Supervisor:
         back = _listen(self._settings.host, self._settings.back_port) if self._settings.back_port else None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._journal.restore()
         self._note_unclean_end()
         log.info("proxy-ready", port=self._settings.port, back_port=self._settings.back_port)
         self._down_since = time.monotonic()
@@ -149,6 +148,7 @@ class Supervisor:
         self._journal.event("worker-died", reason=reason, deaths=self._deaths)
         if self._beat_at:
             self._journal.missing("worker-died: images that passed in its last moments may lack")
+        self._journal.save()
 
     def _stop_worker(self) -> None:
         if self._worker is None:
@@ -175,6 +175,8 @@ class Supervisor:
             except OSError:
                 continue
             self._journal.missing("passed-blindly: the worker was down", address=str(address[0]))
+            self._journal.count("passed-blindly")
+            self._journal.save()
             threading.Thread(target=self._pass, args=(peer, listener is front), daemon=True).start()
 
     def _pass(self, peer: socket.socket, is_device: bool) -> None:
@@ -192,7 +194,10 @@ class Supervisor:
                 peer.sendall(bytes([3, 0, 0, 0, 0, 4, 0, 2, 3, 1]))  # A-ASSOCIATE-RJ: transient, congestion
             peer.close()
             return
-        blind.relay(peer, other, head)
+        there, back = blind.relay(peer, other, head)
+        self._journal.count("bytes:old_pacs", there if is_device else back)
+        self._journal.count("bytes:device", back if is_device else there)
+        self._journal.save()
 
     def _devices(self) -> dict[str, tuple[str, int]]:
         for path in (self._settings.rules, self._settings.last_good_rules):

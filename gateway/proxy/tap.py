@@ -134,7 +134,7 @@ class Tap:
                 step()
             except Exception:  # the boundary of the thread: a fault of ours ends this step, never the tap
                 log.exception("tap-step-failed")
-                self._journal.count("tap-step-failed")
+                self._journal.count("failure:tap-step-failed")
 
     def _open(self, tapped: Tapped) -> None:
         try:
@@ -207,7 +207,7 @@ class Tap:
                 self._finish(path)
             except Exception:  # the boundary of the thread; the file stays in answered/ and is tried at the next start
                 log.exception("tap-not-finished")
-                self._journal.count("tap-not-finished")
+                self._journal.count("failure:tap-not-finished")
 
     def _finish(self, path: Path) -> None:
         with path.open("rb") as file:

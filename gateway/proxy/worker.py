@@ -20,7 +20,7 @@ from gateway.proxy.copying import Copying
 from gateway.proxy.forwarding import Forwarder
 from gateway.proxy.holding import HoldingRelay
 from gateway.proxy.inline import Inline
-from gateway.proxy.journal import Journal
+from gateway.proxy.journal import Journal, now
 from gateway.proxy.keeping import Keeping
 from gateway.proxy.relay import Relay, Services
 from gateway.proxy.rules_file import RulesFile
@@ -47,7 +47,8 @@ class Worker:
         self._heart = heart
         self._parent = os.getppid()
         self._stopping = threading.Event()
-        self._open = 0
+        self._open: dict[socket.socket, dict[str, str]] = {}
+        """Who is connected, and since when."""
         self._lock = threading.Lock()
         self.journal = Journal(settings.folder)
         self.journal.restore()
@@ -105,13 +106,14 @@ class Worker:
         self._tap.stop(max(1.0, deadline - time.monotonic()))
         self._stopping.set()
         self.journal.save()
-        log.info("proxy-worker-stopped", broken_off=self._open)
+        log.info("proxy-worker-stopped", broken_off=len(self._open))
 
     def _housekeeping(self) -> None:
         while not self._stopping.wait(_SAVE_SECONDS):
             try:
                 self.rules.look()
-                self.journal.facts["associations"] = self._open
+                with self._lock:
+                    self.journal.facts["open"] = list(self._open.values())
                 self.journal.save()
             except Exception:  # the boundary of the thread: figures must not end with one failure
                 log.exception("housekeeping-failed")
@@ -126,7 +128,7 @@ class Worker:
 
     def _serve(self, serve: Callable[[socket.socket, str], None], peer: socket.socket, address: str) -> None:
         with self._lock:
-            self._open += 1
+            self._open[peer] = {"address": address, "since": now()}
         try:
             blind.tune(peer)
             serve(peer, address)
@@ -136,18 +138,18 @@ class Worker:
             with contextlib.suppress(OSError):
                 peer.close()
             with self._lock:
-                self._open -= 1
+                del self._open[peer]
 
     def _serve_device(self, device: socket.socket, address: str) -> None:
         first = blind.read_at_least(device, upper_layer.PDU_HEADER_BYTES, _FIRST_BYTES_SECONDS)
         if not first:
             return
-        self.journal.count("associations")
         length = int.from_bytes(first[2:6], "big")
         is_request = len(first) == 6 and first[0] == upper_layer.ASSOCIATE_RQ and 68 <= length <= _LONGEST_REQUEST
         request = first + blind.read_at_least(device, length, _FIRST_BYTES_SECONDS) if is_request else first
         called, calling = association.titles(request) if is_request else ("", "")
         sender = Sender(calling, called, address)
+        self._names(device, calling, called)
         try:
             pacs = blind.dial(self._settings.pacs_host, self._settings.pacs_port, self._settings.connect_seconds)
         except OSError as error:
@@ -156,10 +158,15 @@ class Worker:
         if not is_request or len(request) < 6 + length:
             # TLS, or nothing that we know: the old PACS may know it.
             self.journal.event("not-followed", address=address, error="it does not begin with an association request")
-            blind.relay(device, pacs, request)
+            self._passed(*blind.relay(device, pacs, request))
+            self.journal.count("associations:not-followed")
             return
         kind = HoldingRelay if self.rules.now().inline(sender) else Relay
         kind(device, pacs, request, sender, self._services).run()
+
+    def _names(self, peer: socket.socket, calling: str, called: str) -> None:
+        with self._lock:
+            self._open[peer] = {**self._open[peer], "calling_ae_title": calling, "called_ae_title": called}
 
     def _old_pacs_is_down(self, device: socket.socket, request: bytes, sender: Sender, error: OSError) -> None:
         self.journal.event(
@@ -167,7 +174,9 @@ class Worker:
         )
         rules = self.rules.now()
         if rules.store_and_forward and sender.called_ae and self._keeping.serve(device, request, sender, rules):
+            self.journal.count("associations:kept")
             return
+        self.journal.count("associations:old-pacs-away")
         refuse(device, association.TRANSIENT, association.PRESENTATION, association.TEMPORARY_CONGESTION)
 
     def _serve_pacs(self, pacs: socket.socket, address: str) -> None:
@@ -176,19 +185,27 @@ class Worker:
         if not head:
             return
         called = blind.called_title(head)
+        self._names(pacs, "", called)
         where = self.rules.now().devices.get(called)
         if where is None:
             self.journal.event("unknown-device", called_ae_title=called, address=address)
+            self.journal.count("associations-back:unknown-device")
             refuse(pacs, association.PERMANENT, association.USER, association.CALLED_AE_NOT_RECOGNIZED)
             return
         try:
             device = blind.dial(*where, self._settings.connect_seconds)
         except OSError as error:
             self.journal.event("device-away", called_ae_title=called, error=error.strerror or type(error).__name__)
+            self.journal.count("associations-back:device-away")
             refuse(pacs, association.TRANSIENT, association.PRESENTATION, association.TEMPORARY_CONGESTION)
             return
-        self.journal.count("associations-back")
-        blind.relay(pacs, device, head)
+        to_device, to_pacs = blind.relay(pacs, device, head)
+        self._passed(to_pacs, to_device)
+        self.journal.count("associations-back:passed")
+
+    def _passed(self, to_pacs: int, to_device: int) -> None:
+        self.journal.count("bytes:old_pacs", to_pacs)
+        self.journal.count("bytes:device", to_device)
 
 
 def refuse(peer: socket.socket, result: int, source: int, reason: int) -> None:

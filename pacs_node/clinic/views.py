@@ -23,6 +23,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from gateway.foreign import queries as foreign
 from gateway.models import ParkedCommand
+from pacs_node import proxying
 from pacs_node.clinic import actions, audit, logins, queries
 from pacs_node.clinic.models import ApplicationEntity, AuditEntry, RefusedAssociation, WorklistEntry
 from pacs_node.clinic.permissions import is_engineer, may_scrape
@@ -343,4 +344,5 @@ def metrics(request: HttpRequest) -> HttpResponse:
         for name, value in counts.items():
             label = row.destination.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
             lines.append(f'regis_node_deliveries{{destination="{label}",status="{name}"}} {value}')
+    lines += proxying.metrics()
     return HttpResponse("\n".join(lines) + "\n", content_type="text/plain; version=0.0.4; charset=utf-8")

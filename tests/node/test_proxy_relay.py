@@ -116,7 +116,7 @@ def test_move_to_the_device_passes_by_the_second_port(proxy: Proxy, pacs: Orthan
     )  # fmt: skip
     assert moved.returncode == 0, moved.stderr
     assert len(list((tmp_path / "moved").iterdir())) == len(uids)
-    assert proxy.counts()["associations-back"] >= 1
+    wait_until(lambda: proxy.counts().get("associations-back:passed", 0) >= 1, 60, "the proxy counts it")
 
 
 def test_a_commitment_is_reported_to_the_device_by_the_second_port(proxy: Proxy, pacs: Orthanc, tmp_path: Path) -> None:
