@@ -44,7 +44,7 @@ class Element:
 
 
 Change = Callable[[Element], Data | _Removed | None]
-"""The new value (already encoded and even), REMOVE, or None to leave it."""
+"""The new value (already encoded and even, of a sequence all its items), REMOVE, or None to leave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +253,9 @@ class _Walk:
             if isinstance(answer, _Removed):
                 return [], after
             return [self._encoded(tag, vr, answer, implicit)], after
-        if change(Element(tag, "SQ", None, parents)) is REMOVE:
-            return [], after
+        answer = change(Element(tag, "SQ", None, parents))
+        if answer is not None:
+            return ([] if isinstance(answer, _Removed) else [self._encoded(tag, "SQ", answer, implicit)]), after
         inner = implicit or vr == "UN"
         items = self._items(value, after, inner, (*parents, tag), change, undefined=length == UNDEFINED)
         if items is None:

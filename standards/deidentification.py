@@ -1,53 +1,64 @@
-"""De-identification after the Basic Application Level Confidentiality Profile, stricter where that costs little.
+"""De-identification by the Basic Application Level Confidentiality Profile, stricter where its table says nothing.
 
-Texts are kept by a short list and emptied otherwise; identifiers and UIDs become pseudonyms that are the same for the
-same secret; dates, times, private elements, overlays and curves go. Source: PS3.15 E.1, E.2, PS3.3 C.12.1.1.7
+What Table E.1-1 names is done as it says, at every depth; of what it does not name, texts are kept by a short list and
+replaced otherwise, dates and times are replaced, private elements, overlays and curves go. Identifiers and UIDs become
+pseudonyms that are the same for the same secret. Source: PS3.15 E.1, E.2, PS3.3 C.12.1.1.7
 """
 
 import hashlib
 import hmac
+import tomllib
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 from standards.charsets import TEXT_VRS
+from standards.data_dictionary import dictionary_vr
 from standards.dataset_editing import REMOVE, Element, edit, elements
 from standards.errors import PermanentError
+from standards.sop_classes import STORAGE_SOP_CLASSES
 
-_METHOD: Final = "Regis, PS3.15 Basic Profile"
+_PROFILE: Final = tomllib.loads(Path(__file__).with_name("confidentiality_profile.toml").read_text(encoding="utf-8"))
+EDITION: Final[str] = _PROFILE["edition"]
+ACTIONS: Final[dict[int, str]] = {int(tag, 16): action for tag, action in _PROFILE["actions"].items()}
+"""Tag → action of the profile: X remove, Z empty, D dummy, U another UID, or several of which the IOD decides."""
+_REQUIRED: Final[dict[int, dict[str, str]]] = {int(tag, 16): kinds for tag, kinds in _PROFILE["required"].items()}
+
+_METHOD: Final = f"Regis, PS3.15 {EDITION} Basic Profile"
 _CODED: Final = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
 _SOP_CLASS: Final = 0x00080016
-_SOP_INSTANCE: Final = 0x00080018
+_IMAGE_TYPE: Final = 0x00080008
+_STUDY: Final = 0x0020000D
 _PATIENT_NAME: Final = 0x00100010
 _PATIENT_ID: Final = 0x00100020
 _BURNED_IN: Final = 0x00280301
-_TEXT_BURNED_IN: Final = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1")
+_ICC_PROFILE: Final = 0x00282000
+_ROOT: Final = "1.2.840.10008.5.1.4.1.1"
+_TEXT_BURNED_IN: Final = (f"{_ROOT}.7", f"{_ROOT}.6.1", f"{_ROOT}.3.1")
 """Secondary capture, ultrasound and multi-frame ultrasound: names are drawn into their pixels as a rule."""
 _NOT_CLEANED: Final = (
-    "1.2.840.10008.5.1.4.1.1.88.",  # structured reports
-    "1.2.840.10008.5.1.4.1.1.104.",  # encapsulated PDF, CDA, STL
-    "1.2.840.10008.5.1.4.1.1.77.1.",  # visible light: faces
-    "1.2.840.10008.5.1.4.1.1.9.",  # waveforms
+    f"{_ROOT}.88.",  # structured reports
+    f"{_ROOT}.104.",  # encapsulated PDF, CDA, STL
+    f"{_ROOT}.77.1.",  # visible light: faces
+    f"{_ROOT}.9.",  # waveforms
+    f"{_ROOT}.11.",  # presentation states: texts and drawings
 )
 
 _KEPT_TEXTS: Final = frozenset(
     {
-        0x00080070, 0x00081090, 0x00080100, 0x00080102, 0x00080104, 0x00180010, 0x00181020, 0x00181210, 0x00180024,
+        0x00080070, 0x00081090, 0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00181020, 0x00181210, 0x00180024,
         0x00189005, 0x00181250, 0x00181251, 0x00281054, 0x00281055, 0x00283003,
     }
 )  # fmt: skip
-"""Maker, model, codes, contrast agent, software, kernel, sequence, coils, explanations of windows and tables."""
-_REMOVED: Final = frozenset(
-    {
-        0x00080082, 0x00080096, 0x00080201, 0x00081032, 0x00081049, 0x00081052, 0x00081062, 0x00081072, 0x00081084,
-        0x00081110, 0x00081111, 0x00081120, 0x00100050, 0x00100101, 0x00101002, 0x00101010, 0x00101020, 0x00101030,
-        0x00101050, 0x00101100, 0x00321064, 0x00380004, 0x00380500, 0x00400275, 0x00400555, 0x00401101, 0x0040A730,
-        0x04000500, 0x04000561, 0x00880200,
-    }
-)  # fmt: skip
-"""Sequences that name people, places or admissions, what a patient weighs and measures, signatures, icons."""
-_DUMMY_DATES: Final = {"DA": b"19000101", "TM": b"000000", "DT": b"19000101000000"}
-_TYPE_ONE_DATES: Final = frozenset({0x00080023, 0x00080033, 0x0008002A, 0x00189074, 0x00189151})
-"""Content date and time, acquisition and reference date time: where they are, they must have a value."""
+"""Maker, model, codes, software, kernel, sequence, coils, explanations of windows and tables."""
+_DUMMIES: Final = {
+    "DA": b"19000101", "TM": b"000000", "DT": b"19000101000000", "AS": b"000D", "DS": b"0 ", "IS": b"0 ",
+    "OB": b"\0\0", "UR": b"urn:anon",
+}  # fmt: skip
+_DUMMY_TEXT: Final = b"ANON"
+_REPLACED_VRS: Final = frozenset({*TEXT_VRS, "AE", "AS", "UR", "DA", "TM", "DT"})
+"""What the table does not name and may yet tell who or when."""
 _WELL_KNOWN: Final = "1.2.840.10008."
 
 
@@ -65,29 +76,57 @@ def pseudonym(kind: str, value: str, secret: bytes) -> str:
     return hmac.new(secret, f"{kind}:{value}".encode(), hashlib.sha256).hexdigest()[:12].upper()
 
 
+def action(tag: int, parent: int | None, sop_class: str) -> str:
+    """What the profile does to an element (X, Z, D, U), "" where its table has none. ``parent``: the sequence it is in.
+
+    Of several actions the first holds unless the IOD requires the element: then the value may be empty (type 2), or not
+    (type 1). Source: PS3.15 E.1.1
+    """
+    actions = ACTIONS.get(tag, "").rstrip("*").split("/")
+    if len(actions) == 1 or actions[0] != "X":
+        return actions[-1]
+    kind = _required(tag, parent, sop_class)
+    if not kind:
+        return "X"
+    return "Z" if kind == "2" and "Z" in actions else actions[-1]
+
+
+@cache
+def _required(tag: int, parent: int | None, sop_class: str) -> str:
+    """Its type, 1 or 2, in the IOD; "" where it is optional or not there."""
+    kinds = _REQUIRED.get(tag, {})
+    if parent is not None:
+        return kinds.get(f"{parent:08X}", "")
+    named = sop_class.removeprefix(_ROOT)
+    return next((kind for kind in "12" if named in kinds.get(f"type_{kind}", "").split()), "")
+
+
 def deidentified(head: bytes, syntax: str, secret: bytes) -> bytes:
     """The part of a data set before its pixels, without what tells who the patient is.
 
     Raises: PermanentError("not-deidentifiable") where pixels or documents may name the patient, and as ``edit`` does.
     """
-    top = {element.tag: element for element in elements(head, syntax) if not element.parents}
+    found = elements(head, syntax)
+    top = {element.tag: element for element in found if not element.parents}
     _refuse_what_pixels_may_tell(top)
-    patient = _plain(top.get(_PATIENT_ID)) or _plain(top.get(_PATIENT_NAME))
+    patient = _plain(top.get(_PATIENT_ID)) or _plain(top.get(_PATIENT_NAME)) or _plain(top.get(_STUDY))
     known = pseudonym("patient", patient, secret)
+    sop_class = _plain(top.get(_SOP_CLASS))
 
     def change(element: Element) -> Any:
-        return _changed(element, secret)
+        return _changed(element, sop_class, secret)
 
     return edit(
         head,
         syntax,
         change,
         {
-            _PATIENT_NAME: ("PN", f"ANON^{known} "[: len(known) + 5 + (len(known) + 5) % 2].encode()),
-            _PATIENT_ID: ("LO", known.encode()),
-            0x00120062: ("CS", b"YES "),
-            0x00120063: ("LO", _METHOD.encode() + b" " * (len(_METHOD) % 2)),
+            _PATIENT_NAME: ("PN", _even(f"ANON^{known}")),
+            _PATIENT_ID: ("LO", _even(known)),
+            0x00120062: ("CS", _even("YES")),
+            0x00120063: ("LO", _even(_METHOD)),
             0x00120064: ("SQ", _code_item(syntax)),
+            0x00280303: ("CS", _even("REMOVED")),  # Longitudinal Temporal Information Modified
         },
     )
 
@@ -97,27 +136,53 @@ def _refuse_what_pixels_may_tell(top: dict[int, Element]) -> None:
     burned_in = _plain(top.get(_BURNED_IN)).upper()
     if burned_in == "YES":
         raise PermanentError("not-deidentifiable", "Burned In Annotation says that text is drawn into the pixels")
-    if sop_class.startswith(_TEXT_BURNED_IN) and burned_in != "NO":
-        raise PermanentError("not-deidentifiable", "text may be drawn into pixels of this kind")
-    if not sop_class or sop_class.startswith(_NOT_CLEANED):
+    if sop_class not in STORAGE_SOP_CLASSES or sop_class.startswith(_NOT_CLEANED):
         raise PermanentError("not-deidentifiable", "objects of this class may name the patient in what they hold")
+    screen = "SCREEN SAVE" in _plain(top.get(_IMAGE_TYPE)).upper()
+    if (screen or sop_class.startswith(_TEXT_BURNED_IN)) and burned_in != "NO":
+        raise PermanentError("not-deidentifiable", "text may be drawn into pixels of this kind")
+    for tag, element in top.items():
+        if tag >> 16 & 0xFF00 == 0x6000 and tag & 0xFFFF == 0x0102 and any(element.value or b""):
+            raise PermanentError("not-deidentifiable", "an overlay is drawn into the unused bits of the pixels")
 
 
-def _changed(element: Element, secret: bytes) -> Any:
+def _changed(element: Element, sop_class: str, secret: bytes) -> Any:
     group = element.tag >> 16
-    if element.tag in _REMOVED or group % 2 or 0x5000 <= group <= 0x50FF or 0x6000 <= group <= 0x60FF:
+    if group % 2 or group < 0x0008 or 0x5000 <= group <= 0x50FF or 0x6000 <= group <= 0x60FF:
         return REMOVE
-    if element.value is None or not len(element.value):
+    wanted = action(element.tag, element.parents[-1] if element.parents else None, sop_class)
+    if wanted == "X":
+        return REMOVE
+    if element.value is None:
+        return b"" if wanted == "Z" else None if element.vr == "SQ" else REMOVE
+    vr = element.vr if element.vr != "UN" else dictionary_vr(element.tag) or "UN"
+    if wanted == "Z":
+        return b""
+    if wanted == "D":
+        return _dummy(element, vr, secret)
+    if not len(element.value):
         return None
-    if element.vr == "UI":
+    if vr == "UI":
         return _uids(element, secret)
-    if element.vr in TEXT_VRS:
-        return None if element.tag in _KEPT_TEXTS else b""
-    if element.vr in _DUMMY_DATES:
-        return _DUMMY_DATES[element.vr] if element.tag in _TYPE_ONE_DATES else b""
-    if element.vr in ("AE", "AS", "UR", "UN", "OB"):
-        return REMOVE if element.vr in ("UN", "OB") else b""
+    if vr in _REPLACED_VRS:
+        is_kept = element.tag in _KEPT_TEXTS and not _within_dummy(element.parents, sop_class)
+        return None if is_kept else _dummy(element, vr, secret)
+    if vr == "UN" or (vr == "OB" and element.tag != _ICC_PROFILE):
+        return REMOVE
     return None
+
+
+def _within_dummy(parents: tuple[int, ...], sop_class: str) -> bool:
+    """Whether a sequence around it is one of which nothing may stay."""
+    return any(action(tag, up, sop_class) == "D" for up, tag in zip((None, *parents), parents, strict=False))
+
+
+def _dummy(element: Element, vr: str, secret: bytes) -> bytes:
+    if vr == "UI":
+        return _uids(element, secret)
+    if element.tag == _PATIENT_ID:
+        return _even(pseudonym("patient", _plain(element), secret))
+    return _DUMMIES.get(vr, _DUMMY_TEXT)
 
 
 def _uids(element: Element, secret: bytes) -> bytes:
