@@ -9,12 +9,14 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST, require_safe
 
+from gateway.envelope import Probe
 from ris_central.accounts.permissions import Capability, requires
 from ris_central.catalogue import listeners
-from ris_central.catalogue.actions.foreign import ask_for
+from ris_central.catalogue.actions.foreign import ask_for, sources_of
 from ris_central.catalogue.models import ForeignHolding, ForeignPacs, Study
 from ris_central.catalogue.reasons import Text, reason
 from ris_central.catalogue.views import the_user, visible_study, zone_of
+from ris_central.federation.models import Node
 from ris_central.organizations.models import Site
 from standards.errors import PermanentError
 
@@ -28,12 +30,23 @@ QUIRKS: dict[str, Text] = {
     "answers-without-study-uid": _("answers without a study number"),
     "answers-twice": _("answers the same study twice"),
     "wrong-character-set": _("names a wrong character set: names are read as they are written"),
+    "too-many-to-find-undated": _("lists too many studies to find those without a date"),
 }
 
+STEPS: dict[str, Text] = {
+    "echo": _("Answers at its address"),
+    "find": _("Answers questions"),
+    "retrieve": _("Takes requests for images"),
+}
+_UNCLEAR: tuple[Text, Text] = (
+    _("it takes the request, but says nothing clear of a study that does not exist"),
+    _("Fetch one study to see that its images come."),
+)
 _REFUSALS: dict[str, Text] = {
     "study-gone": _("That PACS no longer lists this study."),
     "not-to-be-fetched": _("By a rule of the site its images stay there."),
     "node-revoked": _("Its node is no longer part of the region."),
+    "source-not-in-use": _("That PACS is not in use now: somebody switched it off in the configuration."),
 }
 
 
@@ -50,23 +63,55 @@ def states_of(holdings: QuerySet[ForeignHolding]) -> dict[tuple[int, str], Forei
 
 def pacs_at(site: Site) -> list[dict[str, Any]]:
     """The PACS outside the region that nodes of a site look over; no patient is named."""
-    rows = ForeignPacs.objects.filter(node__site=site, retired=False).select_related("node").order_by("source")
+    return [row for node in Node.objects.filter(site=site, revoked_at=None).order_by("name") for row in pacs_of(node)]
+
+
+def pacs_of(node: Node) -> list[dict[str, Any]]:
+    """Those that are in the configuration of a node, and those that it still tells of."""
+    configured = sources_of(node)
+    told = {row.source: row for row in ForeignPacs.objects.filter(node=node, retired=False)}
+    counted = {
+        row["source"]: row
+        for row in ForeignHolding.objects.filter(node=node)
+        .order_by()
+        .values("source")
+        .annotate(
+            listed=Count("pk", filter=Q(gone_at=None)),
+            waiting=Count("pk", filter=Q(fetching=ForeignHolding.Fetching.WAITING)),
+            failed=Count("pk", filter=Q(fetching=ForeignHolding.Fetching.FAILED)),
+        )
+    }
     found = []
-    for row in rows:
-        holdings = ForeignHolding.objects.filter(node=row.node, source=row.source)
+    for name in sorted({*configured, *told}):
+        pacs = told.get(name)
         found.append(
             {
-                "pacs": row,
-                "trouble": reason(row.last_error) if row.last_error else None,
-                "quirks": [QUIRKS.get(name, name) for name in row.quirks],
-                **holdings.aggregate(
-                    listed=Count("pk", filter=Q(gone_at=None)),
-                    waiting=Count("pk", filter=Q(fetching=ForeignHolding.Fetching.WAITING)),
-                    failed=Count("pk", filter=Q(fetching=ForeignHolding.Fetching.FAILED)),
-                ),
+                **{"listed": 0, "waiting": 0, "failed": 0, **counted.get(name, {})},
+                "source": name,
+                "node": node,
+                "settings": configured.get(name),
+                "pacs": pacs,
+                "trouble": reason(pacs.last_error) if pacs is not None and pacs.last_error else None,
+                "quirks": [QUIRKS.get(quirk, quirk) for quirk in pacs.quirks] if pacs is not None else [],
+                "probe": probe_of(pacs),
             }
         )
     return found
+
+
+def probe_of(pacs: ForeignPacs | None) -> dict[str, Any] | None:
+    """What came of trying a PACS out, or that its answer is waited for; None: nobody ever asked."""
+    if pacs is None or (pacs.probe is None and pacs.probe_asked_at is None):
+        return None
+    kept = Probe.model_validate(pacs.probe) if pacs.probe else None
+    waits = pacs.probe_asked_at is not None and (kept is None or kept.asked_at < pacs.probe_asked_at)
+    steps = []
+    for step in kept.steps if kept is not None else []:
+        said, advice = reason(step.detail) if step.detail else ("", "")
+        if step.outcome == "unclear":
+            said, advice = _UNCLEAR
+        steps.append({"step": step, "label": STEPS.get(step.step, step.step), "said": said, "advice": advice})
+    return {"waits": waits, "asked_at": pacs.probe_asked_at, "done_at": kept.done_at if kept else None, "steps": steps}
 
 
 def panel(request: HttpRequest, study: Study) -> dict[str, Any] | None:

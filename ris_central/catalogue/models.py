@@ -256,6 +256,9 @@ class ForeignPacs(models.Model):
     studies = models.PositiveIntegerField(default=0)
     quirks = models.JSONField(default=list)
     retired = models.BooleanField(default=False)
+    probe_asked_at = models.DateTimeField(null=True)
+    probe = models.JSONField(null=True)
+    """What came of the last one (``envelope.Probe``); that of an earlier question while the node has not answered."""
     told_at = models.DateTimeField(auto_now=True)
 
     class Meta:

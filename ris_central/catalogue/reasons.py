@@ -25,6 +25,10 @@ FOREIGN_ERRORS: dict[str, tuple[Text, Text]] = {
         _("the PACS does not answer in time"),
         _("It is asked again by itself, with longer and longer pauses."),
     ),
+    "echo-refused": (
+        _("the PACS refuses even to say that it is there"),
+        _("Look whether it is being started or serviced."),
+    ),
     "query-refused": (_("the PACS refuses the question"), _("Check which queries it allows this node.")),
     "move-destination-unknown": (
         _("the PACS does not know where to send the images"),

@@ -13,7 +13,7 @@ PRIORITY = [(0, _("Emergency")), (10, _("Consult")), (50, _("Routine")), (90, _(
 KIND = [("stow", "DICOMweb (STOW-RS)"), ("dicom", "DICOM (C-STORE)")]
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return [word for word in text.replace(",", " ").split() if word]
 
 
@@ -24,7 +24,7 @@ class _Clock(forms.TimeInput):
         super().__init__(format="%H:%M", attrs={"class": "form-control"})
 
 
-class _Line(forms.Form):
+class Line(forms.Form):
     """A row of a table; an empty one counts for nothing, ``remove`` takes it away."""
 
     remove = forms.BooleanField(required=False, label=_("Remove"))
@@ -40,7 +40,7 @@ class _Line(forms.Form):
                 )
 
 
-class RuleForm(_Line):
+class RuleForm(Line):
     """A rule of the mirror."""
 
     modalities = forms.CharField(required=False, label=_("Modalities (empty: all)"))
@@ -52,14 +52,14 @@ class RuleForm(_Line):
         """What the configuration has of it."""
         data = self.cleaned_data
         return {
-            "modalities": [word.upper() for word in _words(data["modalities"])],
+            "modalities": [word.upper() for word in words(data["modalities"])],
             "when": data["when"],
-            "destinations": _words(data["destinations"]),
+            "destinations": words(data["destinations"]),
             "priority": data["priority"] if data["priority"] != "" else 50,
         }
 
 
-class RateForm(_Line):
+class RateForm(Line):
     """A limit of the rate by the clock."""
 
     since = forms.TimeField(required=False, widget=_Clock(), label=_("Begins"))
@@ -86,7 +86,7 @@ class RateForm(_Line):
         }
 
 
-class OutsideForm(_Line):
+class OutsideForm(Line):
     """A place outside the region."""
 
     name = forms.SlugField(required=False, label=_("Name"))
@@ -96,7 +96,8 @@ class OutsideForm(_Line):
     port = forms.IntegerField(required=False, min_value=0, max_value=65535, label=_("Port"))
     ae_title = forms.CharField(required=False, max_length=16, label=_("AE title"))
     use_tls = forms.BooleanField(required=False, label="TLS")
-    commitment = forms.BooleanField(required=False, initial=True, label=_("Commitment"))
+    commitment = forms.BooleanField(required=False, initial=True, label=_("Ask it to answer for each image"))
+    read_back = forms.BooleanField(required=False, initial=True, label=_("Fetch each image back and compare"))
 
     def value(self) -> dict[str, Any]:
         """What the configuration has of it."""
@@ -114,7 +115,11 @@ class PolicyForm(forms.Form):
 
     night_since = forms.TimeField(widget=_Clock(), label=_("Night begins"))
     night_until = forms.TimeField(widget=_Clock(), label=_("Night ends"))
-    compress = forms.BooleanField(required=False, label=_("Encode losslessly for the link where that pays"))
+    encode = forms.ChoiceField(
+        choices=[("auto", _("Where it was measured to pay")), ("always", _("Always")), ("never", _("Never"))],
+        widget=forms.Select(attrs={"class": "form-select"}),
+        label=_("Encode losslessly for the line"),
+    )
     checkpoints = forms.CharField(
         required=False,
         widget=forms.Textarea(attrs={"rows": 2, "class": "form-control"}),
@@ -149,7 +154,8 @@ class ConfigurationForms:
         self.policy = PolicyForm(
             data,
             initial={
-                **{name: mirror[name] for name in ("night_since", "night_until", "compress")},
+                **{name: mirror[name] for name in ("night_since", "night_until")},
+                "encode": mirror.get("encode", "auto") if mirror["compress"] else "never",
                 "checkpoints": "\n".join(mirror["checkpoints"]),
                 "rotate_after_days": body["keys"]["rotate_after_days"],
                 "based_on": version,
@@ -171,8 +177,9 @@ class ConfigurationForms:
             "outside": self._values(self.outside, "name", "outside"),
             "night_since": said["night_since"].strftime("%H:%M"),
             "night_until": said["night_until"].strftime("%H:%M"),
-            "compress": said["compress"],
-            "checkpoints": _words(said["checkpoints"]),
+            "compress": said["encode"] != "never",  # older nodes know nothing else
+            "encode": said["encode"],
+            "checkpoints": words(said["checkpoints"]),
         }
         return {
             **self._body,

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from ris_central.monitoring import fleet, mirror, region, views
+from ris_central.monitoring import fleet, foreign, mirror, region, views
 
 urlpatterns = [
     path("", views.sites, name="sites"),
@@ -33,6 +33,11 @@ urlpatterns = [
     path("nodes/<int:pk>/configuration/edit/", fleet.configuration_edit, name="node_configuration_edit"),
     path("nodes/<int:pk>/configuration/text/", fleet.configuration_json, name="node_configuration_json"),
     path("nodes/<int:pk>/configuration/follow/", fleet.configuration_follow, name="node_configuration_follow"),
+    path("nodes/<int:pk>/foreign/new/", foreign.source, name="foreign_source_new"),
+    path("nodes/<int:pk>/foreign/<slug:name>/", foreign.source, name="foreign_source"),
+    path("nodes/<int:pk>/foreign/<slug:name>/state/", foreign.state, name="foreign_source_state"),
+    path("nodes/<int:pk>/foreign/<slug:name>/probe/", foreign.probe, name="foreign_source_probe"),
+    path("nodes/<int:pk>/foreign/<slug:name>/remove/", foreign.remove, name="foreign_source_remove"),
     path("events/<int:pk>/retry/", fleet.event_retry, name="event_retry"),
     path("refused/<int:pk>/admit/", views.admit, name="admit"),
 ]

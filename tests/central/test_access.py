@@ -51,6 +51,8 @@ PERMITTED = {
     "RGA": ["schedule", "step", "returned", "api-orders-list", "api-orders-detail"],
     "RGIA": ["api-devices-list", "api-devices-detail"],
     "IA": [
+        *("foreign_source_new", "foreign_source", "foreign_source_state", "foreign_source_probe"),
+        "foreign_source_remove",
         "event_retry",
         "site_mirror_send",
         "site_mirror_compare",
@@ -109,6 +111,7 @@ def addresses(resolver: URLResolver | None = None, prefix: str = "/") -> Iterato
             continue
         filled = re.sub(r"<int:\w+>", "1", route)
         filled = re.sub(r"<path:\w+>", "index.html", filled)
+        filled = re.sub(r"<slug:\w+>", "old-pacs", filled)
         filled = filled.replace("(?P<study>[0-9.]{1,64})", "1.2.3").replace(
             "(?P<path>studies/.+)", "studies/1.2.3/series"
         )

@@ -4,12 +4,22 @@ from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
 
-from gateway.envelope import Event, FetchStudy, ForeignRetrieval, ForeignSourceState, ForeignStudySeen
+from gateway.envelope import (
+    Configuration,
+    Event,
+    FetchStudy,
+    ForeignRetrieval,
+    ForeignSource,
+    ForeignSourceState,
+    ForeignStudySeen,
+    ProbeSource,
+)
 from ris_central.audit.actions import record
 from ris_central.catalogue.actions.announcing import announce_changed
 from ris_central.catalogue.actions.arrivals import study_of_clinic
 from ris_central.catalogue.actions.studies import lock_study
 from ris_central.catalogue.models import ForeignHolding, ForeignPacs, Study
+from ris_central.federation import configurations
 from ris_central.federation.actions import send_command
 from ris_central.federation.models import Node
 from ris_central.patients.actions import resolve
@@ -113,15 +123,38 @@ def take_foreign_source(node: Node, event: Event) -> None:
             "studies": body.studies,
             "quirks": body.quirks,
             "retired": body.retired,
+            **({"probe": body.probe.model_dump(mode="json")} if body.probe is not None else {}),
         },
     )
+
+
+def sources_of(node: Node) -> dict[str, ForeignSource]:
+    """The PACS outside the region that the node's configuration has, by name."""
+    body = configurations.body_of(node)
+    return {source.name: source for source in Configuration.model_validate(body).foreign}
+
+
+@transaction.atomic
+def ask_probe(node: Node, source: str, request: HttpRequest) -> None:
+    """Have the node try a PACS out, as it is configured now.
+
+    Raises: PermanentError "unknown-source", "node-revoked".
+    """
+    if source not in sources_of(node):
+        raise PermanentError("unknown-source", f"{node.name} knows no PACS {source}.")
+    if node.revoked_at is not None:
+        raise PermanentError("node-revoked", f"{node.name} is no longer part of the region.")
+    now = timezone.now()
+    ForeignPacs.objects.update_or_create(node=node, source=source, defaults={"probe_asked_at": now, "retired": False})
+    send_command(node, ProbeSource(source=source, asked_at=now))
+    record("foreign.probe-asked", request=request, entity=node, detail={"source": source})
 
 
 @transaction.atomic
 def ask_for(holding: ForeignHolding, request: HttpRequest) -> None:
     """Have the node fetch the images of a study; asking again tries again at once.
 
-    Raises: ConflictError("study-gone"), PermanentError "not-to-be-fetched", "node-revoked".
+    Raises: ConflictError("study-gone"), PermanentError "not-to-be-fetched", "node-revoked", "source-not-in-use".
     """
     holding = ForeignHolding.objects.select_for_update(of=("self",)).select_related("study", "node").get(pk=holding.pk)
     if holding.gone_at is not None:
@@ -130,6 +163,8 @@ def ask_for(holding: ForeignHolding, request: HttpRequest) -> None:
         raise PermanentError("not-to-be-fetched", f"A rule says that images stay in {holding.source}.")
     if holding.node.revoked_at is not None:
         raise PermanentError("node-revoked", f"{holding.node.name} is no longer part of the region.")
+    if (source := sources_of(holding.node).get(holding.source)) is not None and not source.enabled:
+        raise PermanentError("source-not-in-use", f"{holding.source} is not in use now.")
     send_command(
         holding.node,
         FetchStudy(study_instance_uid=holding.study.study_instance_uid, source=holding.source, priority=FETCH_PRIORITY),
