@@ -15,7 +15,7 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import WebsocketDenier  # noqa: E402
 
-from ris_central.federation.longpoll import with_commands  # noqa: E402
+from ris_central.federation.asgi import for_nodes  # noqa: E402
 from ris_central.routing import websocket_urlpatterns  # noqa: E402
 
 Scope = dict[str, Any]
@@ -38,7 +38,7 @@ def same_origin(inner: Application) -> Application:
 
 application = ProtocolTypeRouter(
     {
-        "http": with_commands(django_application),
+        "http": for_nodes(django_application),
         "websocket": same_origin(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
     }
 )

@@ -7,7 +7,7 @@ The smallest subset of RFC 9421 that binds those three, with RFC 9530's Content-
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -56,13 +56,14 @@ def verify(
     method: str,
     path_with_query: str,
     headers: Mapping[str, str],
-    key_lookup: Callable[[str], Ed25519PublicKey | Sequence[Ed25519PublicKey] | None],
+    key_lookup: Callable[[str], Ed25519PublicKey | Iterable[Ed25519PublicKey] | None],
     now: float,
     skew: int = SKEW_SECONDS,
 ) -> str:
     """The key id whose signature covers this request; the caller still compares :func:`content_digest` to the body.
 
-    Header names are matched whatever their case. ``key_lookup`` gives the key of a key id, or all that count for it.
+    Header names are matched whatever their case. ``key_lookup`` gives the key of a key id, or all that count for it;
+    they are drawn until one fits.
 
     Raises: PermanentError "signature-missing", "signature-invalid", "signature-expired", "unknown-key".
     """
@@ -77,9 +78,9 @@ def verify(
     if abs(now - int(described["created"])) > skew:
         raise PermanentError("signature-expired", f"made at {described['created']}")
     found = key_lookup(described["keyid"])
-    publics = [found] if isinstance(found, Ed25519PublicKey) else found
-    if not publics:
+    if not found:
         raise PermanentError("unknown-key", described["keyid"])
+    publics = [found] if isinstance(found, Ed25519PublicKey) else found
     base = _base(method, path_with_query, given["content-digest"].strip(), described["params"])
     if not any(_fits(public, base64.b64decode(signature[1]), base) for public in publics):
         raise PermanentError("signature-invalid", "does not fit the request")

@@ -5,9 +5,6 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_POST
 from rest_framework import serializers, viewsets
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
@@ -20,7 +17,7 @@ from ris_central.audit.actions import record, record_view
 from ris_central.catalogue import queries
 from ris_central.catalogue.actions.reconciling import compare
 from ris_central.catalogue.models import Series, Study
-from ris_central.federation.api import answer_signed
+from ris_central.federation.api import signed_view
 from ris_central.federation.keys import image_token
 
 AUDIENCE = "regis-nodes"
@@ -195,8 +192,5 @@ class ImageTokenView(APIView):
         raise PermissionDenied(sentence)
 
 
-@csrf_exempt
-@require_POST
-def holdings(request: HttpRequest) -> HttpResponse:
-    """``/federation/v1/holdings``: a node compares what it holds with what is believed of it here."""
-    return answer_signed(request, HoldingsQuestion, compare)
+holdings = signed_view(HoldingsQuestion, compare)
+"""``/federation/v1/holdings``: a node compares what it holds with what is believed of it here."""

@@ -12,13 +12,13 @@ class CatalogueConfig(AppConfig):
         from ris_central.catalogue import foreign as foreign_pages  # noqa: PLC0415
         from ris_central.catalogue import queries, views  # noqa: PLC0415  models are loaded only now
         from ris_central.catalogue.actions import arrivals, foreign, reconciling  # noqa: PLC0415
-        from ris_central.federation.listeners import on_event  # noqa: PLC0415
+        from ris_central.federation.listeners import on_event, on_events  # noqa: PLC0415
         from ris_central.patients.listeners import add_grants, add_panel  # noqa: PLC0415
 
-        on_event("series.changed", arrivals.take_series_changed)
+        on_events("series.changed", arrivals.take_series_changes)
         on_event("series.released", arrivals.take_series_released)
         on_event("series.held", reconciling.take_series_held)
-        on_event("delivery.progress", arrivals.take_delivery_progress)
+        on_events("delivery.progress", arrivals.take_deliveries_progress)
         on_event("instance.conflicted", arrivals.take_instance_conflicted)
         add_grants(queries.patients_granted_to)
         add_panel("catalogue/_patient_panel.html", views.patient_panel, order=40)

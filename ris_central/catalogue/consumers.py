@@ -17,8 +17,8 @@ class WorklistConsumer(LiveConsumer):
     capabilities = (Capability.SEE_STUDIES,)
 
     async def study_changed(self, message: dict[str, Any]) -> None:
-        """A study changed."""
-        self.collect(message["study"])
+        """Studies changed."""
+        self.collect(*message["studies"])
 
     def visible(self, user: User, keys: set[int]) -> list[int]:
         """Through ``visible_to``."""

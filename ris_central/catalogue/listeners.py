@@ -1,6 +1,6 @@
 """What the catalogue announces, and where higher apps add to its pages. They register in ``AppConfig.ready()``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from django.utils.functional import Promise
 if TYPE_CHECKING:  # apps register before models are loaded
     from ris_central.catalogue.models import Study
 
-StudyListener = Callable[["Study"], None]
+StudyListener = Callable[["Sequence[Study]"], None]
 PanelContext = Callable[[HttpRequest, "Study"], dict[str, Any] | None]
 
 
@@ -41,14 +41,14 @@ _filters: list[WorklistFilter] = []
 
 
 def on_study_changed(listener: StudyListener) -> None:
-    """Call ``listener(study)`` when images, holders or completeness of a study changed, in that transaction."""
+    """Call ``listener(studies)`` when images, holders or completeness of studies changed, in that transaction."""
     _study_listeners.append(listener)
 
 
-def announce(study: "Study") -> None:
+def announce(studies: "Sequence[Study]") -> None:
     """Tell every listener; the first that raises ends the transaction."""
     for listener in _study_listeners:
-        listener(study)
+        listener(studies)
 
 
 def add_panel(template: str, context: PanelContext, order: int) -> None:

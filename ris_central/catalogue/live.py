@@ -41,9 +41,9 @@ class LiveConsumer(AsyncJsonWebsocketConsumer):
         if self.sender is not None:
             self.sender.cancel()
 
-    def collect(self, key: Any) -> None:
+    def collect(self, *keys: Any) -> None:
         """Something changed; what comes within half a second leaves together."""
-        self.changed.add(int(key))
+        self.changed.update(map(int, keys))
         if self.sender is None or self.sender.done():
             self.sender = asyncio.create_task(self._send_soon())
 

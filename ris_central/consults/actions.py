@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -22,6 +23,7 @@ from ris_central.consults.permissions import may_answer, may_ask
 from ris_central.consults.transitions import OPEN, move
 from ris_central.federation.actions import send_command
 from ris_central.federation.models import Node
+from ris_central.federation.prepared import execute
 from ris_central.organizations.models import Site
 from ris_central.organizations.queries import people_of
 from standards.errors import ConflictError, ForbiddenError, PermanentError
@@ -29,6 +31,9 @@ from standards.errors import ConflictError, ForbiddenError, PermanentError
 AnyRequest = HttpRequest | Request | None
 DESK_GROUP = "consults"
 _CONSULT_PRIORITY = 10
+_WAITING = """
+SELECT id FROM consults_consult WHERE study_id = ANY(%(studies)s::bigint[]) AND status = ANY(%(open)s::text[])
+"""
 
 
 class OpinionConflict(ConflictError):
@@ -214,11 +219,15 @@ def _end(consult: Consult, user: User, status: str, reason: str, request: AnyReq
     return consult
 
 
-def images_changed(study: Study) -> None:
-    """Called in the transaction that changed a study: say when all images of a waiting consult are at the archive."""
-    waiting = list(Consult.objects.filter(study=study, status__in=list(OPEN)))
-    for consult in waiting:
-        if consult.images_ready_at is None and _images_ready(study):
+def images_changed(studies: Sequence[Study]) -> None:
+    """Called in the transaction that changed studies: say when all images of a waiting consult are at the archive."""
+    changed = {study.pk: study for study in studies}
+    asked = {"studies": list(changed), "open": [str(status) for status in OPEN]}
+    waiting = [pk for (pk,) in execute(_WAITING, asked)]
+    if not waiting:
+        return  # images come all the time, and seldom while a consult waits for them
+    for consult in Consult.objects.filter(pk__in=waiting):
+        if consult.images_ready_at is None and _images_ready(changed[consult.study_id]):
             consult.images_ready_at = timezone.now()
             consult.save(update_fields=["images_ready_at"])
         _announce(consult)

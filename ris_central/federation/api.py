@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import wraps
 from http import HTTPStatus
 from typing import Final, TypeVar
 
 import structlog
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
@@ -21,6 +23,7 @@ from standards.errors import PermanentError, RegisError, TransientError
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 64 << 20
+RETRY_SECONDS: Final = 5
 _STATUS: Final = {
     "signature-missing": 401,
     "signature-invalid": 401,
@@ -53,14 +56,41 @@ def problem_of(error: RegisError) -> dict[str, object]:
     return problem(error.code, error.detail or HTTPStatus(status).phrase, status)
 
 
-def _refuse(request: HttpRequest, error: RegisError) -> HttpResponse:
-    log.warning("node-refused", path=request.path, error=str(error))
+def answering(view: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """A view of nodes: only by POST, and what is refused or cannot be done now is a problem document."""
+
+    @csrf_exempt
+    @require_POST
+    @wraps(view)
+    def answered(request: HttpRequest) -> HttpResponse:
+        try:
+            try:
+                return view(request)
+            except RegisError as error:
+                return _refuse(request, error)
+        except (DatabaseError, InterfaceError) as error:
+            if not intake.may_pass(error):
+                raise
+            log.warning("database-unavailable", path=request.path, error=str(error))
+            return _problem(TransientError("database-unavailable", "the centre's database does not answer now"))
+
+    return answered
+
+
+def _problem(error: RegisError) -> HttpResponse:
     status = status_of(error)
-    if status in _AUDITED:
-        permissions.record_refusal(error, request.path, address_of(request))
     response = JsonResponse(problem_of(error), status=status, content_type="application/problem+json")
     response["Cache-Control"] = "no-store"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response["Retry-After"] = str(RETRY_SECONDS)
     return response
+
+
+def _refuse(request: HttpRequest, error: RegisError) -> HttpResponse:
+    log.warning("node-refused", path=request.path, error=str(error))
+    if status_of(error) in _AUDITED:
+        permissions.record_refusal(error, request.path, address_of(request))
+    return _problem(error)
 
 
 def _body(request: HttpRequest) -> bytes:
@@ -91,57 +121,43 @@ def _answer(message: BaseModel) -> HttpResponse:
     return HttpResponse(message.model_dump_json(), content_type="application/json")
 
 
-@csrf_exempt
-@require_POST
+@answering
 def join(request: HttpRequest) -> HttpResponse:
     """Spend a one-time code. The code is the proof, so nothing is signed yet."""
-    try:
-        return _answer(actions.join(_parse(JoinRequest, _body(request))))
-    except RegisError as error:
-        return _refuse(request, error)
+    return _answer(actions.join(_parse(JoinRequest, _body(request))))
 
 
-@csrf_exempt
-@require_POST
+@answering
 def keys(request: HttpRequest) -> HttpResponse:
     """Take a node's new key. The statement is signed by both keys, so the request itself is not."""
-    try:
-        trust.change_key(_parse(KeyChange, _body(request)))
-    except RegisError as error:
-        return _refuse(request, error)
+    trust.change_key(_parse(KeyChange, _body(request)))
     return JsonResponse({})
 
 
-@csrf_exempt
-@require_POST
+@answering
 def events(request: HttpRequest) -> HttpResponse:
     """Take a batch of events; the answer is how far they are taken."""
-    try:
-        node, body = _signed(request)
-        return _answer(intake.take(node, _parse(RawEventBatch, body).events))
-    except RegisError as error:
-        return _refuse(request, error)
+    node, body = _signed(request)
+    return _answer(intake.take(node, _parse(RawEventBatch, body).events))
 
 
-@csrf_exempt
-@require_POST
+@answering
 def status(request: HttpRequest) -> HttpResponse:
     """Keep a heartbeat; the answer is how far the events of the node's epoch are taken."""
-    try:
-        node, body = _signed(request)
-        told = _parse(NodeStatus, body)
-        actions.record_status(node, told)
-        return _answer(queries.cursor_of(node, told.epoch))
-    except RegisError as error:
-        return _refuse(request, error)
+    node, body = _signed(request)
+    told = _parse(NodeStatus, body)
+    actions.record_status(node, told)
+    return _answer(queries.cursor_of(node, told.epoch))
 
 
-def answer_signed(
-    request: HttpRequest, model: type[Message], take: Callable[[Node, Message], BaseModel]
-) -> HttpResponse:
-    """Hand the signed body of a node to ``take(node, message)``: for the questions of nodes that higher apps answer."""
-    try:
+def signed_view(
+    model: type[Message], take: Callable[[Node, Message], BaseModel]
+) -> Callable[[HttpRequest], HttpResponse]:
+    """A view that hands the signed body of a node to ``take``: for questions of nodes that higher apps answer."""
+
+    @answering
+    def view(request: HttpRequest) -> HttpResponse:
         node, body = _signed(request)
         return _answer(take(node, _parse(model, body)))
-    except RegisError as error:
-        return _refuse(request, error)
+
+    return view

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from django.apps import AppConfig
 
-from ris_central.federation.listeners import on_event
+from ris_central.federation.listeners import on_event, on_events
 
 
 class FederationConfig(AppConfig):
@@ -16,7 +16,7 @@ class FederationConfig(AppConfig):
     def ready(self) -> None:
         """Keep the progress of mirrors (the module needs the models, which are loaded only now)."""
         intake = import_module("ris_central.federation.intake")
-        on_event("delivery.progress", intake.keep_progress)
+        on_events("delivery.progress", intake.keep_progress)
         on_event("audit.sealed", intake.keep_audit)
         configurations = import_module("ris_central.federation.configurations")
         sites = import_module("ris_central.organizations.listeners")

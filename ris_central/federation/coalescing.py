@@ -22,7 +22,7 @@ def lots(events: Iterable[RawEvent], *, across_studies: bool) -> Iterator[list[R
     lot: list[RawEvent] = []
     study, instances = "", 0
     for event in events:
-        its, more = _study_of(event), len(event.body.get("added") or ())
+        its, more = study_of(event), len(event.body.get("added") or ())
         fits = (
             its and (across_studies or its == study) and len(lot) < MOST_EVENTS and instances + more <= MOST_INSTANCES
         )
@@ -35,7 +35,7 @@ def lots(events: Iterable[RawEvent], *, across_studies: bool) -> Iterator[list[R
         yield lot
 
 
-def _study_of(event: RawEvent) -> str:
+def study_of(event: RawEvent) -> str:
     """The study that a mergeable event is of; "" for all others, and for what nobody could read."""
     match event.body:
         case {"type": "series.changed", "added": list(), "study": {"study_instance_uid": str(uid)}}:

@@ -6,7 +6,6 @@ import time
 
 import structlog
 from django.db import DatabaseError, InterfaceError, transaction
-from django.utils import timezone
 from pydantic import ValidationError
 
 from gateway.envelope import (
@@ -19,8 +18,9 @@ from gateway.envelope import (
     RawEvent,
 )
 from ris_central.federation import coalescing
-from ris_central.federation.listeners import listeners_of
+from ris_central.federation.listeners import tell
 from ris_central.federation.models import DeliveryState, InboxEvent, Node, NodeAuditRow
+from ris_central.federation.prepared import execute
 from standards.errors import PermanentError, TransientError
 
 log = structlog.get_logger(__name__)
@@ -32,6 +32,15 @@ AT_ONCE = 200
 LONGEST_SECONDS = 8.0
 """A node that has waited longer than its patience says it all again, while the first request is still at it: a busy
 centre answers with what it has taken by then, and the node goes on from there."""
+
+_KEEP = """
+WITH taken AS (
+  INSERT INTO federation_inboxevent (node_id, epoch, seq, type, occurred_at, received_at, body, error, tried_with)
+  SELECT %(node)s, %(epoch)s, seq, type, at, statement_timestamp(), body, %(error)s, %(tried_with)s
+  FROM json_to_recordset(%(rows)s) AS row(seq bigint, type text, at timestamptz, body jsonb)
+)
+UPDATE federation_node SET cursor = %(cursor)s, last_seen_at = statement_timestamp() WHERE id = %(node)s
+"""
 
 
 def take(node: Node, events: list[RawEvent]) -> EventAnswer:
@@ -46,99 +55,106 @@ def take(node: Node, events: list[RawEvent]) -> EventAnswer:
         raise PermanentError("mixed-epochs", "one batch, one epoch")
     if strange := {event.schema_version for event in events} - set(ACCEPTED_VERSIONS):
         raise PermanentError("schema-version", f"the centre does not speak version {sorted(strange)}")
-    if events:
+    if events and node.epoch != events[0].epoch:
         _enter_epoch(node, events[0].epoch)
-    node.refresh_from_db(fields=["epoch", "cursor"])
     known = sum(event.seq <= node.cursor for event in events)
-    if not all(_take_one(node, event) for event in events[:known]):
-        return EventAnswer(epoch=node.epoch, cursor=node.cursor)
     begun = time.monotonic()
-    for lot in coalescing.lots(events[known:], across_studies=node.kind == Node.Kind.ARCHIVE):
-        if not _take_together(node, lot) and not all(_take_one(node, event) for event in lot):
-            break
-        if time.monotonic() - begun > LONGEST_SECONDS:
-            break
-    node.refresh_from_db(fields=["epoch", "cursor"])
+    if all(_take_one(node, event) for event in events[:known]):
+        for lot in coalescing.lots(events[known:], across_studies=node.kind == Node.Kind.ARCHIVE):
+            if not _take_together(node, lot) and not all(_take_one(node, event) for event in lot):
+                break
+            if time.monotonic() - begun > LONGEST_SECONDS:
+                break
+    if events and node.epoch != events[0].epoch:
+        raise PermanentError("epoch-superseded", "this node went on under another epoch meanwhile; is it a copy?")
     return EventAnswer(epoch=node.epoch, cursor=node.cursor)
 
 
 @transaction.atomic
 def _enter_epoch(node: Node, epoch: str) -> None:
-    locked = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=node.pk)
-    if locked.epoch == epoch:
+    _lock(node)
+    if node.epoch == epoch:
         return
     if InboxEvent.objects.filter(node=node, epoch=epoch).exists():
         raise PermanentError("epoch-superseded", "this node went on under another epoch; is it a copy?")
     log.info("node-enters-epoch", node=node.name, epoch=epoch)
-    locked.epoch, locked.cursor = epoch, 0
-    locked.save(update_fields=["epoch", "cursor"])
+    node.epoch, node.cursor = epoch, 0
+    node.save(update_fields=["epoch", "cursor"])
 
 
-@transaction.atomic
+def _lock(node: Node) -> None:
+    """Lock the node; ``node`` hears how far its events are taken."""
+    rows = execute("SELECT epoch, cursor FROM federation_node WHERE id = %(node)s FOR NO KEY UPDATE", {"node": node.pk})
+    if not rows:
+        raise PermanentError("unknown-key", f"{node.name} is not registered any more")
+    ((node.epoch, node.cursor),) = rows
+
+
 def _take_together(node: Node, lot: list[RawEvent]) -> bool:
-    """Take the next events of a node as one; False when they are not the next ones, or must be taken one by one."""
-    locked = Node.objects.select_for_update(no_key=True, of=("self",)).select_related("site").get(pk=node.pk)
-    follow = [raw.seq for raw in lot] == list(range(locked.cursor + 1, locked.cursor + 1 + len(lot)))
-    if len(lot) < 2 or locked.epoch != lot[0].epoch or not follow:
+    """Take the next events of a node as one; False when they are not the next, or must be taken one by one."""
+    if not coalescing.study_of(lot[0]):
         return False
     try:
         with transaction.atomic():
-            for event in coalescing.merged([Event.model_validate(raw.model_dump()) for raw in lot]):
-                for listener in listeners_of(event.body.type):
-                    listener(locked, event)
-    except InterfaceError:
-        raise
-    except DatabaseError as error:
-        if _may_pass(error):
+            _lock(node)
+            follow = [raw.seq for raw in lot] == list(range(node.cursor + 1, node.cursor + 1 + len(lot)))
+            if node.epoch != lot[0].epoch or not follow:
+                return False
+            tell(node, coalescing.merged([Event.model_validate(raw.model_dump()) for raw in lot]))
+            _keep_taken(node, lot)
+    except (DatabaseError, InterfaceError) as error:
+        if may_pass(error):
             raise
         return False
     except Exception as error:  # taken one by one it shows which of them it is, and the others are not held up
         log.info("events-taken-one-by-one", node=node.name, seq=lot[0].seq, error=type(error).__name__)
         return False
-    InboxEvent.objects.bulk_create(
-        [
-            InboxEvent(
-                node=locked,
-                epoch=raw.epoch,
-                seq=raw.seq,
-                type=str(raw.body["type"])[:32],
-                occurred_at=raw.occurred_at,
-                body=raw.body,
-            )
-            for raw in lot
-        ]
-    )
-    Node.objects.filter(pk=locked.pk).update(cursor=lot[-1].seq, last_seen_at=timezone.now())
+    node.cursor = lot[-1].seq
     return True
+
+
+def _keep_taken(node: Node, taken: list[RawEvent], error: str = "", tried_with: str = "") -> None:
+    """Keep events as they came, and how far the node is."""
+    rows = [
+        {
+            "seq": raw.seq,
+            "type": str(raw.body.get("type", ""))[:32],
+            "at": raw.occurred_at.isoformat(),
+            "body": raw.body,
+        }
+        for raw in taken
+    ]
+    execute(
+        _KEEP,
+        {
+            "rows": json.dumps(rows),
+            "node": node.pk,
+            "epoch": taken[0].epoch,
+            "error": error,
+            "tried_with": tried_with,
+            "cursor": taken[-1].seq,
+        },
+    )
 
 
 @transaction.atomic
 def _take_one(node: Node, raw: RawEvent) -> bool:
     """Take one event if it is the next one; False at a gap."""
-    locked = Node.objects.select_for_update(no_key=True, of=("self",)).get(pk=node.pk)
-    if locked.epoch != raw.epoch:
+    _lock(node)
+    if node.epoch != raw.epoch:
         return False
-    if raw.seq <= locked.cursor:
+    if raw.seq <= node.cursor:
         known = (
             InboxEvent.objects.filter(node=node, epoch=raw.epoch, seq=raw.seq).values_list("body", flat=True).first()
         )
         if known is not None and known != raw.body:
             raise PermanentError("epoch-forked", f"event {raw.seq} came twice with different content; is it a copy?")
         return True
-    if raw.seq > locked.cursor + 1:
+    if raw.seq > node.cursor + 1:
         return False
-    row = InboxEvent(
-        node=locked,
-        epoch=raw.epoch,
-        seq=raw.seq,
-        type=str(raw.body.get("type", ""))[:32],
-        occurred_at=raw.occurred_at,
-        body=raw.body,
-        error=_apply(locked, raw),
-    )
-    row.tried_with = VOCABULARY if row.error.startswith(NOT_UNDERSTOOD) else ""
-    row.save(force_insert=True)
-    Node.objects.filter(pk=locked.pk).update(cursor=raw.seq, last_seen_at=timezone.now())
+    error = _apply(node, raw)
+    _keep_taken(node, [raw], error, VOCABULARY if error.startswith(NOT_UNDERSTOOD) else "")
+    node.cursor = raw.seq
     return True
 
 
@@ -154,12 +170,11 @@ def _apply(node: Node, raw: RawEvent) -> str:
         return f"{NOT_UNDERSTOOD}: {error.error_count()} faults, first at {error.errors()[0]['loc']}"
     try:
         with transaction.atomic():
-            for listener in listeners_of(event.body.type):
-                listener(node, event)
-    except (TransientError, InterfaceError):
+            tell(node, [event])
+    except TransientError:
         raise
-    except DatabaseError as error:
-        if _may_pass(error):
+    except (DatabaseError, InterfaceError) as error:
+        if may_pass(error):
             raise
         return _keep(node, raw, error)
     except Exception as error:
@@ -168,8 +183,10 @@ def _apply(node: Node, raw: RawEvent) -> str:
     return ""
 
 
-def _may_pass(error: DatabaseError) -> bool:
+def may_pass(error: DatabaseError | InterfaceError) -> bool:
     """Whether the database itself was at fault (away, deadlock, serialization), not what was written."""
+    if isinstance(error, InterfaceError):
+        return True
     state = str(getattr(error.__cause__, "sqlstate", None) or "08000")
     return state[:2] in {"08", "40", "53", "55", "57", "58"}
 
@@ -231,19 +248,25 @@ def keep_audit(node: Node, event: Event) -> None:
         )
 
 
-def keep_progress(node: Node, event: Event) -> None:
-    """Remember the latest progress of a node's ledger with a study (a listener of ``delivery.progress``)."""
-    if not isinstance(event.body, DeliveryProgress):
-        raise PermanentError("unexpected-event", event.body.type)
-    told = event.body
-    DeliveryState.objects.update_or_create(
-        node=node,
-        study_instance_uid=told.study_instance_uid,
-        destination=told.destination,
-        defaults={
-            "total": told.total,
-            "receipted": told.receipted,
-            "failed": told.failed,
-            "last_error": told.last_error[:255],
-        },
+def keep_progress(node: Node, events: list[Event]) -> None:
+    """Keep how far the node's ledger is with its deliveries (a listener)."""
+    latest = {}
+    for event in events:
+        told = event.body
+        if not isinstance(told, DeliveryProgress):
+            raise PermanentError("unexpected-event", told.type)
+        latest[told.study_instance_uid, told.destination] = DeliveryState(
+            node=node,
+            study_instance_uid=told.study_instance_uid,
+            destination=told.destination,
+            total=told.total,
+            receipted=told.receipted,
+            failed=told.failed,
+            last_error=told.last_error[:255],
+        )
+    DeliveryState.objects.bulk_create(
+        latest.values(),
+        update_conflicts=True,
+        unique_fields=["node", "study_instance_uid", "destination"],
+        update_fields=["total", "receipted", "failed", "last_error", "updated_at"],
     )

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from ris_central.federation.models import Node
 
 EventListener = Callable[["Node", Event], None]
+EventsListener = Callable[["Node", list[Event]], None]
 NodeListener = Callable[["Node"], None]
 
-_listeners: dict[str, list[EventListener]] = {}
+_listeners: dict[str, list[EventsListener]] = {}
 _joined_listeners: list[NodeListener] = []
 
 
@@ -21,12 +22,27 @@ def on_event(event_type: str, listener: EventListener) -> None:
     It runs in the transaction that takes the event into the inbox. A PermanentError or any programming error keeps
     the event with that error and goes on; a TransientError or a database that is away makes the node send it again.
     """
+
+    def one_by_one(node: "Node", events: list[Event]) -> None:
+        for event in events:
+            listener(node, event)
+
+    on_events(event_type, one_by_one)
+
+
+def on_events(event_type: str, listener: EventsListener) -> None:
+    """As ``on_event``, for a listener that takes several events of a node at once, in their order."""
     _listeners.setdefault(event_type, []).append(listener)
 
 
-def listeners_of(event_type: str) -> list[EventListener]:
-    """Listeners of this type of event, in the order of registration."""
-    return list(_listeners.get(event_type, []))
+def tell(node: "Node", events: list[Event]) -> None:
+    """Tell the listeners of these events: of each type all at once, in the order of the types' first events."""
+    by_type: dict[str, list[Event]] = {}
+    for event in events:
+        by_type.setdefault(event.body.type, []).append(event)
+    for event_type, told in by_type.items():
+        for listener in _listeners.get(event_type, ()):
+            listener(node, told)
 
 
 def on_node_joined(listener: NodeListener) -> None:

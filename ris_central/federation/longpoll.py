@@ -82,18 +82,6 @@ class Bell:
 _bells: dict[asyncio.AbstractEventLoop, Bell] = {}
 
 
-def with_commands(inner: Application) -> Application:
-    """``inner`` with the long poll for commands in front of it."""
-
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == PATH:
-            await commands(scope, receive, send)
-        else:
-            await inner(scope, receive, send)
-
-    return application
-
-
 async def commands(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one node with what waits for it, as soon as there is something, or with nothing after its wait."""
     try:

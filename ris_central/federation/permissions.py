@@ -1,7 +1,7 @@
 """Which node speaks: its signature, its standing, and a trace of every refusal."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -25,7 +25,7 @@ def node_of(method: str, path_with_query: str, headers: Mapping[str, str]) -> No
     """
     found: list[Node] = []
 
-    def keys_of(name: str) -> list[Ed25519PublicKey] | None:
+    def keys_of(name: str) -> Iterator[Ed25519PublicKey] | None:
         node = Node.objects.filter(name=name, joined_at__isnull=False).select_related("site").first()
         if node is None:
             return None
@@ -49,7 +49,7 @@ def _note_clock(
     method: str,
     path_with_query: str,
     headers: Mapping[str, str],
-    keys_of: Callable[[str], list[Ed25519PublicKey] | None],
+    keys_of: Callable[[str], Iterator[Ed25519PublicKey] | None],
     now: float,
 ) -> None:
     """A node that signs by a wrong clock is refused, but people are told: its signature says how wrong it is."""

@@ -1,5 +1,6 @@
 """The keys of nodes: which count, how they change, and what a node's clock says against ours."""
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -21,11 +22,12 @@ ALARMING_SECONDS = 60
 _LIMIT = 2_000_000_000
 
 
-def keys_of(node: Node) -> list[Ed25519PublicKey]:
-    """The keys that a request of the node may be signed with now."""
+def keys_of(node: Node) -> Iterator[Ed25519PublicKey]:
+    """The keys that a request of the node may be signed with now; former ones are looked up when they are needed."""
+    yield public_key_from_text(node.public_key)
     former = FormerKey.objects.filter(node=node, rotated=True, until__gt=timezone.now())
-    texts = [node.public_key, *former.order_by("-until").values_list("public_key", flat=True)]
-    return [public_key_from_text(text) for text in texts]
+    for text in former.order_by("-until").values_list("public_key", flat=True):
+        yield public_key_from_text(text)
 
 
 def is_signed_by(node: Node, signature: str, text: bytes, moment: datetime) -> bool:

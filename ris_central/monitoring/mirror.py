@@ -12,7 +12,9 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
+from pydantic import ValidationError
 
+from gateway.envelope.joining import LineEncoding
 from ris_central.accounts.models import User
 from ris_central.accounts.permissions import Capability, requires
 from ris_central.catalogue import queries as catalogue
@@ -50,6 +52,7 @@ class QueueRow:
     trouble: Text
     advice: Text
     trouble_since: datetime | None
+    encoding: LineEncoding | None = None
 
     @property
     def on_the_way(self) -> int:
@@ -89,7 +92,15 @@ def _queue(told: dict[str, Any]) -> QueueRow:
         trouble=trouble,
         advice=advice,
         trouble_since=parse_datetime(told["trouble_since"]) if told.get("trouble_since") else None,
+        encoding=_encoding(told.get("encoding")),
     )
+
+
+def _encoding(told: dict[str, Any] | None) -> LineEncoding | None:
+    try:
+        return LineEncoding.model_validate(told) if told else None
+    except ValidationError:  # of a newer node: it says of it what this page does not know
+        return None
 
 
 def node_mirrors(nodes: QuerySet[Node]) -> list[NodeMirror]:
@@ -229,8 +240,8 @@ class MirrorConsumer(LiveConsumer):
     capabilities = (Capability.SEE_SITES,)
 
     async def study_changed(self, message: dict[str, Any]) -> None:
-        """A study changed."""
-        self.collect(message["study"])
+        """Studies changed."""
+        self.collect(*message["studies"])
 
     def visible(self, user: User, keys: set[int]) -> list[int]:
         """Sites of who asks."""

@@ -1,5 +1,7 @@
 """Drafts that were written at a node while the centre was away: taken over, or kept beside what is here."""
 
+from collections.abc import Sequence
+
 from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
@@ -9,6 +11,7 @@ from ris_central.accounts.models import User
 from ris_central.audit.actions import record
 from ris_central.catalogue.models import Study
 from ris_central.federation.models import Node
+from ris_central.federation.prepared import execute
 from ris_central.orders.differences import note
 from ris_central.orders.models import ReturnDifference
 from ris_central.organizations.queries import people_of
@@ -22,6 +25,7 @@ from standards.errors import ConflictError, ForbiddenError, PermanentError
 State = NodeDraft.State
 Side = ReturnDifference.Side
 CHOICES = ("both", "node", "centre")
+_WAITING = "SELECT id FROM reporting_nodedraft WHERE study_instance_uid = ANY(%(uids)s::text[]) AND state = %(state)s"
 
 
 @transaction.atomic
@@ -51,10 +55,13 @@ def take(node: Node, event: envelope.Event) -> None:
     _adopt(draft)
 
 
-def adopt_waiting(study: Study) -> None:
-    """Listener: a study changed; drafts that came before its images find it now."""
-    waiting = NodeDraft.objects.filter(study_instance_uid=study.study_instance_uid, state=State.WAITING)
-    for draft in waiting.select_related("node__site"):
+def adopt_waiting(studies: Sequence[Study]) -> None:
+    """Listener: studies changed; drafts that came before their images find them now."""
+    asked = {"uids": [study.study_instance_uid for study in studies], "state": State.WAITING.value}
+    waiting = [pk for (pk,) in execute(_WAITING, asked)]
+    if not waiting:
+        return  # images come all the time, and drafts before them hardly ever
+    for draft in NodeDraft.objects.filter(pk__in=waiting).select_related("node__site"):
         _adopt(draft)
 
 

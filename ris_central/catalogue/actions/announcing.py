@@ -1,5 +1,6 @@
 """Telling others that a study changed: listeners in the transaction, open pages after it."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import structlog
@@ -15,16 +16,18 @@ WORKLIST_GROUP = "worklist"
 log = structlog.get_logger()
 
 
-def announce_changed(study: Study) -> None:
+def announce_changed(*studies: Study) -> None:
     """Tell the listeners now, and the open pages when the transaction has committed."""
-    listeners.announce(study)
-    transaction.on_commit(partial(tell_pages, WORKLIST_GROUP, {"type": "study.changed", "study": study.pk}))
+    if studies:
+        listeners.announce(studies)
+        message = {"type": "study.changed", "studies": [study.pk for study in studies]}
+        transaction.on_commit(partial(tell_pages, WORKLIST_GROUP, message))
 
 
-def tell_pages(group: str, message: dict[str, object]) -> None:
+def tell_pages(group: str, message: Mapping[str, object]) -> None:
     """Send to a Channels group. Losable: a page that misses it shows the change when it is next loaded."""
     layer = get_channel_layer()
     try:
-        async_to_sync(layer.group_send)(group, message)
+        async_to_sync(layer.group_send)(group, dict(message))
     except (RedisError, OSError) as error:
         log.warning("pages-not-told", group=group, error=type(error).__name__)

@@ -1,9 +1,9 @@
 """Events of nodes become studies, series, instances and holders. Each is applied in bulk and may be applied again."""
 
+from collections import Counter
 from datetime import datetime
 
 from django.db import transaction
-from django.utils import timezone
 
 from gateway.envelope import (
     DeliveryProgress,
@@ -14,12 +14,12 @@ from gateway.envelope import (
     SeriesReleased,
     StudyDescription,
 )
-from gateway.envelope.holdings import identity_sha256
 from ris_central.catalogue.actions.announcing import announce_changed
 from ris_central.catalogue.actions.counts import recount
+from ris_central.catalogue.actions.growing import Told, grow, look
 from ris_central.catalogue.actions.manifests import rehydrate
 from ris_central.catalogue.actions.reconciling import judge, note_identity, open_differences_of
-from ris_central.catalogue.actions.studies import known_study, lock_study, study_values
+from ris_central.catalogue.actions.studies import known_study, lock_studies, lock_study, study_values
 from ris_central.catalogue.models import (
     DeliveryState,
     InstanceHolding,
@@ -27,7 +27,6 @@ from ris_central.catalogue.models import (
     ParkedEvent,
     Series,
     SeriesHolder,
-    SeriesInstance,
     Study,
     StudyConflict,
 )
@@ -40,13 +39,55 @@ from ris_central.patients.actions import resolve
 from ris_central.patients.models import Patient
 
 
-@transaction.atomic
 def take_series_changed(node: Node, event: Event) -> None:
     """Instances arrived at a node."""
-    body = event.body
-    if not isinstance(body, SeriesChanged):
-        raise TypeError(f"series.changed expected, {body.type} given")
-    lock_study(body.study.study_instance_uid)
+    take_series_changes(node, [event])
+
+
+@transaction.atomic(savepoint=False)
+def take_series_changes(node: Node, events: list[Event]) -> None:
+    """Instances of any number of series arrived at a node; in about as many queries as those of one."""
+    told = [(event.body, event.occurred_at) for event in events if isinstance(event.body, SeriesChanged)]
+    if len(told) != len(events):
+        raise TypeError(f"series.changed expected, {[event.body.type for event in events]} given")
+    known = lock_studies({body.study.study_instance_uid for body, _ in told})
+    growing, others = [], []
+    for body, at in told:
+        study = known.get((body.study.study_instance_uid, body.patient.patient_id))
+        if study is None:
+            others.append((body, at))
+        else:
+            growing.append(Told(study, body, at))
+    plain = _plain_of(node, growing)
+    if plain:
+        grow(node, plain)
+    others += [(one.body, one.occurred_at) for one in growing if one not in plain]
+    changed = {one.study.pk: one.study for one in plain}
+    for one in plain:
+        if one.study.service_request is not None and node.kind != Node.Kind.ARCHIVE:
+            step_in_progress(one.study.service_request, one.body.series.modality)
+    for body, at in others:
+        study = _take_thoughtfully(node, body, at)
+        if study is not None:
+            changed[study.pk] = study
+    announce_changed(*changed.values())
+
+
+def _plain_of(node: Node, growing: list[Told]) -> list[Told]:
+    """Those that ``grow`` may take: nothing else is told of their study, and of each series once."""
+    if not growing:
+        return []
+    alone = Counter((one.study.pk, one.body.series.series_instance_uid) for one in growing)
+    thoughtful = {
+        one.study.pk
+        for one, is_plain in zip(growing, look(node, growing), strict=True)
+        if not is_plain or alone[one.study.pk, one.body.series.series_instance_uid] > 1
+    }
+    return [one for one in growing if one.study.pk not in thoughtful]
+
+
+def _take_thoughtfully(node: Node, body: SeriesChanged, occurred_at: datetime) -> Study | None:
+    """Take what may make or move a study, or differs from what is known; None when it waits for a clinic's word."""
     if node.kind == Node.Kind.ARCHIVE:
         study = known_study(body.study.study_instance_uid, body.patient.patient_id)
         if study is None:
@@ -55,15 +96,15 @@ def take_series_changed(node: Node, event: Event) -> None:
                 study_instance_uid=body.study.study_instance_uid,
                 patient_id=body.patient.patient_id,
                 body=body.model_dump(mode="json"),
-                occurred_at=event.occurred_at,
+                occurred_at=occurred_at,
             )
-            return
-        _apply(study, node, body, event.occurred_at)
+            return None
+        _apply(study, node, body, occurred_at)
     else:
-        study = study_of_clinic(node, body, event.occurred_at)
-        _apply(study, node, body, event.occurred_at)
+        study = study_of_clinic(node, body, occurred_at)
+        _apply(study, node, body, occurred_at)
         _apply_parked(study)
-    _finish(study)
+    return study
 
 
 @transaction.atomic
@@ -75,7 +116,7 @@ def adopt_parked(parked: ParkedEvent) -> None:
         parked.node, body, parked.occurred_at
     )
     _apply_parked(study)
-    _finish(study)
+    announce_changed(study)
 
 
 @transaction.atomic
@@ -101,30 +142,45 @@ def take_series_released(node: Node, event: Event) -> None:
         series=series, node=node, defaults={"count": body.count, "root_hash": body.root_hash}
     )
     recount(study, [series])
-    _finish(study)
+    announce_changed(study)
 
 
-@transaction.atomic
 def take_delivery_progress(node: Node, event: Event) -> None:
     """How far a node's ledger is. Shown to people; what is safe is decided by the archive's own announcements."""
-    body = event.body
-    if not isinstance(body, DeliveryProgress):
-        raise TypeError(f"delivery.progress expected, {body.type} given")
-    studies = list(Study.objects.filter(study_instance_uid=body.study_instance_uid))
-    for study in studies:
-        DeliveryState.objects.update_or_create(
+    take_deliveries_progress(node, [event])
+
+
+@transaction.atomic(savepoint=False)
+def take_deliveries_progress(node: Node, events: list[Event]) -> None:
+    """How far a node's ledger is with several deliveries; the last word on each counts."""
+    latest = {}
+    for event in events:
+        if not isinstance(event.body, DeliveryProgress):
+            raise TypeError(f"delivery.progress expected, {event.body.type} given")
+        latest[event.body.study_instance_uid, event.body.destination] = event.body
+    studies = list(Study.objects.filter(study_instance_uid__in={uid for uid, _ in latest}).order_by("id"))
+    rows = [
+        DeliveryState(
             study=study,
             node=node,
             destination=body.destination,
-            defaults={
-                "total": body.total,
-                "receipted": body.receipted,
-                "failed": body.failed,
-                "last_error": body.last_error,
-                "told": body.model_dump(mode="json"),
-            },
+            total=body.total,
+            receipted=body.receipted,
+            failed=body.failed,
+            last_error=body.last_error,
+            told=body.model_dump(mode="json"),
         )
-        announce_changed(study)
+        for study in studies
+        for (uid, _), body in latest.items()
+        if uid == study.study_instance_uid
+    ]
+    DeliveryState.objects.bulk_create(
+        rows,
+        update_conflicts=True,
+        unique_fields=["study", "node", "destination"],
+        update_fields=["total", "receipted", "failed", "last_error", "told", "updated_at"],
+    )
+    announce_changed(*studies)
 
 
 @transaction.atomic
@@ -221,22 +277,11 @@ def _apply(study: Study, node: Node, body: SeriesChanged, occurred_at: datetime)
         note_identity(node, series, body)
     if not created and _is_settled(series, node, body):
         return
-    rehydrate(series)
-    before = series.instances.count()
-    _add_instances(series, node, body)
-    identity = identity_sha256(body.patient.model_dump(), body.study.model_dump())
-    SeriesHolder.objects.update_or_create(
-        series=series, node=node, defaults={"count": body.count, "root_hash": body.root_hash, "identity": identity}
-    )
-    changed = ["last_instance_at", "modalities", "complete_at"]
-    if series.instances.count() > before:
-        study.last_instance_at = max(study.last_instance_at, min(occurred_at, timezone.now()))
-        if node.kind != Node.Kind.ARCHIVE:
-            study.complete_at = None
-    if described.modality and described.modality not in study.modalities:
-        study.modalities = sorted({*study.modalities, described.modality})
-    study.save(update_fields=changed)
-    recount(study, [series])
+    if not created:
+        rehydrate(series)
+    grow(node, [Told(study, body, occurred_at, series.pk)])
+    if not created:
+        recount(study, [series])
     if differs and node.kind == Node.Kind.ARCHIVE:
         judge(study, series, ask=False)
     if study.service_request is not None and node.kind != Node.Kind.ARCHIVE:
@@ -254,35 +299,6 @@ def _is_settled(series: Series, node: Node, body: SeriesChanged) -> bool:
     return SeriesHolder.objects.filter(series=series, node=node, count=body.count, root_hash=body.root_hash).exists()
 
 
-def _add_instances(series: Series, node: Node, body: SeriesChanged) -> None:
-    SeriesInstance.objects.bulk_create(
-        [
-            SeriesInstance(
-                series=series,
-                sop_instance_uid=added.sop_instance_uid,
-                sop_class_uid=added.sop_class_uid,
-                transfer_syntax_uid=added.transfer_syntax_uid,
-                dataset_sha256=added.dataset_sha256,
-                pixel_sha256=added.pixel_sha256 or "",
-                frames_sha256=added.frames_sha256 or "",
-                instance_number=added.instance_number,
-                number_of_frames=added.number_of_frames,
-                size=added.size,
-            )
-            for added in body.added
-        ],
-        ignore_conflicts=True,
-    )
-    wanted = {(added.sop_instance_uid, added.dataset_sha256) for added in body.added}
-    rows = series.instances.filter(sop_instance_uid__in=[uid for uid, _ in wanted]).values_list(
-        "pk", "sop_instance_uid", "dataset_sha256"
-    )
-    InstanceHolding.objects.bulk_create(
-        [InstanceHolding(instance_id=pk, node=node) for pk, uid, digest in rows if (uid, digest) in wanted],
-        ignore_conflicts=True,
-    )
-
-
 def _apply_parked(study: Study) -> None:
     parked = ParkedEvent.objects.select_related("node__site").filter(
         study_instance_uid=study.study_instance_uid, patient_id=study.dicom_patient_id
@@ -290,7 +306,3 @@ def _apply_parked(study: Study) -> None:
     for event in parked.order_by("id"):
         _apply(study, event.node, SeriesChanged.model_validate(event.body), event.occurred_at)
         event.delete()
-
-
-def _finish(study: Study) -> None:
-    announce_changed(study)

@@ -5,6 +5,7 @@ import signal
 from typing import Any
 
 import uvicorn
+import uvloop
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ris_central.config import CentreConfig, config
@@ -27,7 +28,8 @@ class Command(BaseCommand):
         """Run it to its end."""
         configure()
         if options["process"] == "web":
-            asyncio.run(serve_web(config()))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve_web(config()))
         elif options["process"] == "worker":
             work()
         else:
