@@ -21,7 +21,8 @@ from tests.bench._fleet import ARCHIVE, Node, Tally, Work, study, trusting
 from tests.bench._peers import ROOT
 from tests.bench._servers import Servers, database_bytes, reachable_region, servers
 from tests.bench._usage import cpu_seconds, load, memory_mb
-from tests.contract.region import CENTRE, Part, Region
+from tests.contract.parts import CENTRE, Part
+from tests.contract.region import Region
 
 DAY: Final = 86_400
 LOOK_SECONDS: Final = 10.0

@@ -26,7 +26,8 @@ from ris_central.organizations.models import Site
 from ris_central.reporting import actions as reporting
 from ris_central.reporting.tasks import store_document
 from standards.digests import dataset_sha256
-from tests.contract.region import NodeUnderTest, Part, Region, make_series, succeed
+from tests.contract.parts import Part, succeed
+from tests.contract.region import NodeUnderTest, Region, make_series
 from tests.factories import region
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(600)]

@@ -21,7 +21,8 @@ from deploy.processes import wait_until
 from standards.digests import digests
 from tests.contract.meddling import Meddler
 from tests.contract.outages import Account, Disk, Line, wrong_clock
-from tests.contract.region import NodeUnderTest, Part, Region, make_series
+from tests.contract.parts import Part
+from tests.contract.region import NodeUnderTest, Region, make_series
 
 DAY: Final = 86_400
 REFUSE_BELOW: Final = "6MB"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import wait_until
-from tests.contract.region import NodeUnderTest, Region, make_series, run
+from tests.contract.parts import run
+from tests.contract.region import NodeUnderTest, Region, make_series
 
 PATIENT = 240.0
 

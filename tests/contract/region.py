@@ -4,11 +4,9 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import sqlite3
 import ssl
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,18 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
+import redis
 from psycopg import sql
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from deploy.certificates import ensure_authority, ensure_certificate
-from deploy.processes import as_child, free_port, wait_until
+from deploy.processes import free_port, wait_until
 from standards.uids import new_uid
-
-CENTRE = ["-m", "deploy.parts", "centre"]
-NODE = ["-m", "deploy.parts", "node"]
-ROOT = Path(__file__).parent.parent.parent
-_INHERITED = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH"}
+from tests.contract.parts import CENTRE, NODE, Part, run, succeed
 
 
 def make_instance(
@@ -69,78 +64,6 @@ def make_series(count: int, folder: Path, **attributes: str) -> tuple[str, list[
         image.save_as(folder / f"{image.SOPInstanceUID}.dcm", enforce_file_format=True)
         uids.append(str(image.SOPInstanceUID))
     return study, uids
-
-
-@dataclass
-class Part:
-    """A process of the region with its settings; it can be killed, ended and started again."""
-
-    name: str
-    arguments: list[str]
-    environment: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    before: list[str] = field(default_factory=list)
-    """What the command is run by: `nsenter …` for another network."""
-
-    def start(self) -> None:
-        """Start it in the background."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self.before, sys.executable, *self.arguments],
-                cwd=ROOT,
-                env=_environment(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=as_child(os.getpid()),
-            )
-
-    def kill(self) -> None:
-        """End it as a power cut does."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def stop(self, seconds: float = 20) -> int:
-        """End it by SIGTERM; its exit code."""
-        if self.process is None:
-            return 0
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(seconds)
-        self.process = None
-        return code
-
-    def last_words(self) -> str:
-        """The end of its log, for a failure's message."""
-        said = self.log.read_text(errors="replace") if self.log.exists() else "it never ran"
-        return f"--- {self.name}\n" + "\n".join(said.splitlines()[-25:])
-
-
-def _environment(own: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name in _INHERITED} | own
-
-
-def run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of the region to its end."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=_environment(environment),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-
-
-def succeed(arguments: list[str], environment: dict[str, str]) -> str:
-    """Run a command that must succeed; what it printed."""
-    result = run(arguments, environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 @dataclass
@@ -223,6 +146,22 @@ class Region:
         """Start the centre and wait until it answers."""
         self.centre.start()
         self._wait(self.centre, self.centre_port, "/federation/v1/status")
+
+    def revive(self, *nodes: NodeUnderTest) -> None:
+        """Start what a test before killed of the centre and these nodes, and wait until they answer."""
+        for part in (self.centre, *(part for node in nodes for part in (node.pacs, node.gateway))):
+            if part.process is None and part.log.exists():
+                part.start()
+        self._wait(self.centre, self.centre_port, "/federation/v1/status")
+        for node in nodes:
+            if node.pacs.process is not None:
+                self.wait_for_pacs(node)
+
+    def forget(self) -> None:
+        """Empty the centre's cache: who could not be reached a moment ago, who was asked to hurry."""
+        cache = redis.Redis.from_url(self.centre.environment["REGIS_CENTRE_REDIS_URL"])
+        for key in cache.scan_iter(":1:*"):
+            cache.delete(key)
 
     def tell(self, statement: str, *values: object) -> None:
         """Write to the centre's database: a restore, a clock, a command of a higher app."""
@@ -389,6 +328,7 @@ def region(directory: Path, *, migrated: bool = True) -> Iterator[Region]:
         }
         centre = Part("centre", [*CENTRE, "run", "web"], environment, directory / "centre.log")
         made = Region(directory, database_url, authority, centre, port)
+        redis.Redis.from_url(environment["REGIS_CENTRE_REDIS_URL"]).flushdb()  # of the region that was here before
         if migrated:
             succeed([*CENTRE, "migrate"], environment)
         try:

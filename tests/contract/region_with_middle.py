@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from deploy.processes import wait_until
+from standards.uids import new_uid
 from tests.contract.region import NodeUnderTest, Region, region
 from tests.contract.tampering import MachineInTheMiddle
 
@@ -64,6 +65,14 @@ class Setup:
             wait_until(done, 150, f"the centre has all of {node.name}")
         except TimeoutError:
             pytest.fail(self.region.last_words())
+
+    def last_command(self, node: NodeUnderTest) -> int:
+        """The number of the last command, once the node has all that were sent to it and waits for the next."""
+        study = new_uid()
+        self.region.send(node.name, {"type": "study.send", "study_instance_uid": study, "priority": 10})
+        came = "SELECT count(*) FROM gateway_studypriority WHERE study_instance_uid = ?"
+        wait_until(lambda: node.query(came, study) == [(1,)], 120, f"{node.name} hears commands")
+        return int(str(node.query("SELECT last_command_seq FROM gateway_joinstate")[0][0]))
 
     def announced(self, node: NodeUnderTest, study: str) -> list[str]:
         """SOP Instance UIDs that the centre took from the node as added, in the order of the inbox."""

@@ -25,7 +25,6 @@ class Setup:
         self.region = made
         self.archive, self.clinic = made.add_node("archive", "archive"), made.add_node("clinic", "clinic")
         made.centre.environment["REGIS_CENTRE_TLS_CA"] = str(made.authority)
-        self.version = 0
 
     def start(self) -> None:
         codes = self.region.prepare(("centre", "archive", "archive"), ("a", "clinic", "clinic"))
@@ -49,16 +48,7 @@ class Setup:
 
     def configure(self, **mirror: object) -> None:
         """Rules and rates for the clinic, as the centre pushes them; until the node has them."""
-        self.version += 1
-        self.region.send("clinic", {"type": "configuration", "version": self.version, "mirror": mirror})
-        wait_until(
-            lambda: (
-                f'"version": {self.version}'
-                in str(self.clinic.query("SELECT configuration FROM gateway_joinstate")[0][0])
-            ),
-            120,
-            "the clinic has its configuration",
-        )
+        self.region.configure(self.clinic, mirror=mirror)
 
     def reachable(self, *, clinic: bool) -> None:
         """Whether the centre can dial the clinic, or it sits behind NAT."""
@@ -116,13 +106,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 
 @pytest.fixture
 def setup(shared: Setup) -> Setup:
-    """Both nodes up, reachable and quick at the beginning of each test."""
-    for node in (shared.archive, shared.clinic):
-        if node.pacs.process is None:
-            shared.region.start_pacs(node)
-        if node.gateway.process is None:
-            node.gateway.start()
+    """Both nodes up, reachable and quick at the beginning of each test, and the centre does not know them otherwise."""
+    shared.region.revive(shared.archive, shared.clinic)
     shared.reachable(clinic=True)
+    shared.region.forget()
     shared.configure()
     return shared
 

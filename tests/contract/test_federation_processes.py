@@ -32,7 +32,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 
 @pytest.fixture
 def setup(shared: Setup) -> Setup:
-    shared.region.wait_for_pacs(shared.archive)  # a test before may have killed it last
+    shared.region.revive(shared.archive, shared.clinic)
     return shared
 
 
@@ -103,7 +103,7 @@ def test_a_centre_restored_from_backup_hears_what_it_lost_again(setup: Setup, tm
 
 
 def test_a_command_is_there_within_two_seconds(setup: Setup) -> None:
-    before = setup.clinic.query("SELECT last_command_seq FROM gateway_joinstate")[0][0]
+    before = setup.last_command(setup.clinic)
     setup.region.send("clinic", {"type": "study.send", "study_instance_uid": "1.2.3", "priority": 10})
     began = time.monotonic()
     wait_until(
@@ -136,12 +136,14 @@ def test_a_node_with_another_key_is_refused_and_comes_back_with_its_own(setup: S
         trouble = str(setup.clinic.query("SELECT last_error FROM gateway_joinstate")[0][0])
         return len(rows) == 2 and any("signature-invalid" in str(row[3]) for row in rows) and "signature" in trouble
 
-    wait_until(refused, 120, "centre and archive refuse")
-    assert not set(uids) & set(setup.archive.held())
-    assert setup.region.ask("SELECT count(*) FROM audit_auditevent WHERE action = 'node.refused'") != [(0,)]
-    setup.clinic.gateway.stop()
-    shutil.copy(tmp_path / "own.pem", key)
-    setup.clinic.gateway.start()
+    try:
+        wait_until(refused, 120, "centre and archive refuse")
+        assert not set(uids) & set(setup.archive.held())
+        assert setup.region.ask("SELECT count(*) FROM audit_auditevent WHERE action = 'node.refused'") != [(0,)]
+    finally:
+        setup.clinic.gateway.stop()
+        shutil.copy(tmp_path / "own.pem", key)
+        setup.clinic.gateway.start()
     setup.wait_for_receipts(study, 2)
 
 
@@ -149,7 +151,7 @@ def test_forty_waiting_nodes_cost_the_centre_no_thread_and_no_connection(setup: 
     """The clinic's key is used for all of them: what counts is how many wait."""
     key = node_key(setup.clinic.directory)
     trust = ssl.create_default_context(cafile=str(setup.region.authority))
-    after = int(str(setup.clinic.query("SELECT last_command_seq FROM gateway_joinstate")[0][0]))
+    after = setup.last_command(setup.clinic)
     process = setup.region.centre.process
     assert process is not None
 

@@ -29,6 +29,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 @pytest.fixture
 def setup(shared: Setup) -> Iterator[Setup]:
     shared.middle.behaviour = honest
+    shared.region.revive(shared.archive, shared.clinic)
     yield shared
     shared.middle.behaviour = honest
 
@@ -185,7 +186,7 @@ def test_an_urgent_study_overtakes_what_waits(setup: Setup, tmp_path: Path) -> N
             == [(0,)] * 3
         )
 
-    wait_until(is_urgent, 30, "the command arrived")
+    wait_until(is_urgent, 120, "the command arrived")
     setup.clinic.write("UPDATE gateway_delivery SET next_attempt_at = '2026-01-01 00:00:00' WHERE status = 'waiting'")
     setup.middle.behaviour = honest
     setup.wait_for_receipts(routine, 30)

@@ -14,7 +14,8 @@ import pytest
 from psycopg import sql
 
 from tests.contract.fleet import Fleet
-from tests.contract.region import CENTRE, NodeUnderTest, Part, make_series, region, succeed
+from tests.contract.parts import CENTRE, Part, succeed
+from tests.contract.region import NodeUnderTest, make_series, region
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -33,6 +34,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet = Fleet(made)
         fleet.start()
         yield fleet
+
+
+@pytest.fixture(autouse=True)
+def _at_work(shared: Fleet) -> None:
+    shared.region.revive(shared.archive, shared.clinic)
 
 
 def test_keys_change_while_both_ends_are_killed_and_no_study_is_lost(shared: Fleet, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.fleet import Fleet
-from tests.contract.region import CENTRE, NODE, ROOT, NodeUnderTest, Part, Region, make_series, region, succeed
+from tests.contract.parts import CENTRE, NODE, ROOT, Part, succeed
+from tests.contract.region import NodeUnderTest, Region, make_series, region
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -128,6 +128,11 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
         yield setup
 
 
+@pytest.fixture(autouse=True)
+def _at_work(setup: Setup) -> None:
+    setup.region.revive(setup.clinic)
+
+
 def test_a_new_study_is_listed_within_a_poll_and_a_button_brings_its_images_once(setup: Setup) -> None:
     study, images = setup.fill(4)
     setup.wait_for("the catalogue lists it", lambda: setup.holding(study))
