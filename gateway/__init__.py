@@ -1,3 +1,5 @@
 """Studies on the move: outbox and ledger, outbound, inbound, receipts, the event envelope."""
 
-VERSION = "0.1.0"
+from standards.version import VERSION
+
+__all__ = ["VERSION"]

@@ -6,11 +6,11 @@ Source: IHE RAD TF-3 4.47
 import datetime
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from publishing.contract import DiscOptions, ManifestEntry
 from standards.charsets import transliterate
+from standards.version import VERSION
 
 VIEWER_FOLDER = Path(__file__).parent / "viewer"
 _WIDTH = 76
@@ -26,10 +26,7 @@ class ReportPage:
 
 def product() -> str:
     """Name and version of what made the disc."""
-    try:
-        return f"Regis {version('regis')}"
-    except PackageNotFoundError:
-        return "Regis 0.1.0"
+    return f"Regis {VERSION}"
 
 
 def readme(options: DiscOptions, created: datetime.datetime, instances: int, reports: int) -> bytes:

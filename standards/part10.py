@@ -28,12 +28,13 @@ from standards import charsets, transfer_syntaxes
 from standards.element_walker import LONG_VRS, Budget, PixelElement, Walker
 from standards.errors import PermanentError
 from standards.uids import named, validated_uid
+from standards.version import VERSION
 
 # pydicom's warnings quote values, and values are patients; what cannot be read is judged here instead.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.163437028573984623419846215873265481937"
-IMPLEMENTATION_VERSION_NAME: Final = "REGIS_0_1"
+IMPLEMENTATION_VERSION_NAME: Final = "_".join(["REGIS", *VERSION.split(".")[:2]])
 PROVENANCE_UID: Final = "2.25.302718449862035172950413377462908125521"
 """Creator of the private information in the meta group of stored files: JSON, see :class:`Provenance`."""
 DIGEST_TO_COME: Final = b"?" * 64
