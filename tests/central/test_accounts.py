@@ -16,8 +16,8 @@ pytestmark = pytest.mark.django_db
 Browser = Callable[[User | None], Client]
 
 
-def log_in(client: Client, username: str, password: str) -> int:
-    return client.post("/login/", {"username": username, "password": password}, REMOTE_ADDR="192.0.2.7").status_code
+def log_in(client: Client, username: str, password: str, address: str = "192.0.2.7") -> int:
+    return client.post("/login/", {"username": username, "password": password}, REMOTE_ADDR=address).status_code
 
 
 def test_a_person_logs_in_and_out_and_both_are_recorded(client: Client) -> None:
@@ -41,6 +41,16 @@ def test_ten_wrong_guesses_lock_the_account_and_say_what_to_do(client: Client) -
     assert log_in(Client(), user.username, centre.PASSWORD) == 403
     assert AuditEvent.objects.filter(action="session.login-failed", actor_name=user.username).count() >= 10
     assert log_in(Client(), centre.user(Role.CLERK).username, centre.PASSWORD) == 302
+
+
+def test_guesses_from_many_addresses_count_together_and_a_neighbour_behind_the_same_one_is_not_shut_out() -> None:
+    guessed, neighbour = centre.user(Role.REGISTRAR), centre.user(Role.CLERK)
+    for number in range(10):
+        log_in(Client(), guessed.username, "wrong", f"192.0.2.{number}")
+    assert log_in(Client(), guessed.username, centre.PASSWORD, "198.51.100.1") == 403
+    for _ in range(12):  # more from one address than an account allows
+        log_in(Client(), guessed.username, "wrong", "192.0.2.0")
+    assert log_in(Client(), neighbour.username, centre.PASSWORD, "192.0.2.0") == 302
 
 
 def test_a_password_reset_by_the_administrator_opens_a_locked_account(client: Client) -> None:
