@@ -38,17 +38,17 @@ class Attendant:
         self._probing: set[str] = set()
         self._fetching: dict[str, set[int]] = {}
         self._paces: dict[str, Pace] = {}
-        self._retired: list[str] | None = None
 
     def run(self) -> None:
         """Begin what is due, and tell the centre what is new."""
         configuration = gateway_queries.configuration()
         names = sorted(source.name for source in configuration.foreign)
-        if configuration.version and names != self._retired:  # before it is told, a node knows nothing of sources
-            actions.retire(names, now=timezone.now())
-            self._retired = names
         now = timezone.now().astimezone(site_zone())
-        rows = {row.name: row for row in ForeignPacs.objects.filter(name__in=names)}
+        rows = {row.name: row for row in ForeignPacs.objects.all()}
+        # Not once, but when there is one: a poll that was under way brings its source back as it ends.
+        is_left = any(row.retired_at is None and name not in names for name, row in rows.items())
+        if configuration.version and is_left:  # before it is told, a node knows nothing of sources
+            actions.retire(names, now=timezone.now())
         for source in configuration.foreign:
             row = rows.get(source.name)
             self._begin_probe(source, row, now)

@@ -104,6 +104,19 @@ def test_what_a_person_asked_for_is_tried_at_once_and_told_also_while_the_source
     assert {one.step for one in kept.steps} == {"echo", "find", "retrieve"}
 
 
+def test_a_source_that_was_left_out_during_its_poll_stays_left_out() -> None:
+    record_join(JoinAnswer(name="clinic", directory=Directory(peers=[], token_keys={}, mirror_to=[])), "https://x:9")
+    source, attendant = quirky_source(9), _AtOnce()
+    apply_configuration(Configuration(version=1, foreign=[source]))
+    attendant.run()
+    assert ForeignPacs.objects.get().retired_at is None
+    apply_configuration(Configuration(version=2))
+    attendant.run()
+    actions.record_poll(source, now=NOW, due=NOW, swept=False, quirks=None, error="it ended late")
+    attendant.run()
+    assert ForeignPacs.objects.get().retired_at is not None
+
+
 def test_a_source_that_nobody_configured_is_not_tried() -> None:
     with pytest.raises(PermanentError, match="unknown-source"):
         actions.apply_probe(ProbeSource(source="nowhere", asked_at=NOW))
