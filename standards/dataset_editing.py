@@ -4,6 +4,7 @@ For instances that pass through: what no rule names must arrive as it was sent. 
 believed. Source: PS3.5 7.1, 7.5, A.4
 """
 
+import mmap
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from standards.transfer_syntaxes import is_deflated, is_implicit, is_little_endi
 
 Data = bytes | memoryview
 
+_LET_GO_EVERY: Final = 8 << 20
+
 LARGEST_HEAD: Final = 256 << 20
 """What may come before the pixel data; more is not edited."""
 
@@ -24,6 +27,18 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _PIXELS: Final = 0x7FE00000
+
+
+def chunks(data: Data, size: int) -> Iterator[memoryview]:
+    """``data`` cut into pieces of ``size``. Of a mapped file, memory does not keep what was passed over."""
+    view = memoryview(data)
+    kept = 0
+    for start in range(0, len(view), size):
+        yield view[start : start + size]
+        kept += size
+        if kept >= _LET_GO_EVERY and isinstance(view.obj, mmap.mmap):
+            view.obj.madvise(mmap.MADV_DONTNEED)
+            kept = 0
 
 
 class _Removed:

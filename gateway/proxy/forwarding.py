@@ -12,16 +12,16 @@ import structlog
 
 from gateway.proxy.journal import Journal
 from gateway.proxy.rules import NODE, OLD_PACS, Peer, Rules
-from gateway.proxy.sending import Outgoing
+from gateway.proxy.sending import Outgoing, with_fallbacks
 from gateway.proxy.spool import Spool, head_of
 from gateway.proxy.tap import was_taken
 from standards import part10
-from standards.association import proposals
 from standards.errors import PermanentError, RegisError, TransientError
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE: Final = 100
+_AT_ONCE: Final = 40
+"""Each may need three presentation contexts, of which an association has 128 at most."""
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _LOOK_SECONDS: Final = 0.5
@@ -91,7 +91,7 @@ class Forwarder(threading.Thread):
                 (part10.text(meta, "MediaStorageSOPClassUID"), part10.text(meta, "TransferSyntaxUID"))
                 for meta in metas.values()
             ]
-            with Outgoing(peer, calling, proposals(wanted), self._timeout) as outgoing:
+            with Outgoing(peer, calling, with_fallbacks(wanted), self._timeout) as outgoing:
                 for path in batch:
                     self._send_one(outgoing, name, path)
 
@@ -110,11 +110,12 @@ class Forwarder(threading.Thread):
         meta = part10.read_meta(head)
         sop_instance = part10.text(meta, "MediaStorageSOPInstanceUID")
         try:
-            status = outgoing.store(
+            status, done = outgoing.deliver(
                 part10.text(meta, "MediaStorageSOPClassUID"),
                 sop_instance,
                 part10.text(meta, "TransferSyntaxUID"),
                 (data[part10.dataset_offset(head) :],),
+                self._spool.passing,
             )
             if status in _TRANSIENT_STATUSES:
                 raise TransientError("out-of-resources", f"{name} answers {status:04X}")
@@ -125,6 +126,9 @@ class Forwarder(threading.Thread):
             return
         path.unlink()
         self._journal.count(f"forwarded:{name}")
+        if done:
+            self._journal.count("transcoded")
+            log.info("copy-transcoded", destination=name, conversion=done, sop_instance_uid=sop_instance)
 
     def _refused(self, name: str, path: Path, sop_instance: str, error: RegisError) -> None:
         self._spool.give_up(path, name)

@@ -13,6 +13,7 @@ from gateway.proxy.messages import Command, Pdu
 from gateway.proxy.relay import Relay
 from gateway.proxy.sending import data_fragments
 from standards import upper_layer
+from standards.dataset_editing import chunks
 from standards.errors import PermanentError, RegisError
 from standards.upper_layer import C_STORE_RQ, RESPONSE
 
@@ -140,9 +141,8 @@ class HoldingRelay(Relay):
     def _let_go(self) -> None:
         """What is held goes on as it came."""
         self._holds = False
-        held = self._pdus.view()
-        for start in range(0, len(held), _SEND_AT_ONCE):
-            self.pacs.sendall(held[start : start + _SEND_AT_ONCE])
+        for chunk in chunks(self._pdus.view(), _SEND_AT_ONCE):
+            self.pacs.sendall(chunk)
         self._pdus.clear()
         self._data_set.clear()
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Final, Literal, cast
 
+import structlog
+
 from gateway.proxy import rewriting
 from gateway.proxy.conditions import Sender
 from gateway.proxy.journal import Journal
 from gateway.proxy.messages import Command
 from gateway.proxy.rules import Rules
-from gateway.proxy.sending import Outgoing
+from gateway.proxy.sending import Outgoing, with_fallbacks
 from gateway.proxy.tap import was_taken
 from standards import part10
-from standards.association import proposals
 from standards.dataset_editing import Data
 from standards.errors import RegisError
+
+log = structlog.get_logger(__name__)
 
 _IN_MEMORY_BYTES: Final = 4 << 20
 
@@ -124,10 +127,15 @@ class Inline:
         with Outgoing(
             peer,
             instance.sender.calling_ae,
-            proposals([(instance.sop_class, instance.transfer_syntax)]),
+            with_fallbacks([(instance.sop_class, instance.transfer_syntax)]),
             self.calling_timeout,
         ) as outgoing:
-            status = outgoing.store(instance.sop_class, instance.sop_instance, instance.transfer_syntax, pieces)
+            status, done = outgoing.deliver(
+                instance.sop_class, instance.sop_instance, instance.transfer_syntax, pieces, self.folder
+            )
+        if done:
+            self.journal.count("transcoded")
+            log.info("route-transcoded", destination=name, conversion=done, sop_instance_uid=instance.sop_instance)
         if was_taken(status):
             self.journal.count("routed")
         return Decision("answer", status)

@@ -1,18 +1,24 @@
-"""C-STORE to other application entities: instances as they are, in the transfer syntax they have."""
+"""C-STORE to other application entities: instances as they are, decoded only where the peer refuses their encoding."""
 
 import contextlib
+import itertools
+import mmap
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self, cast
 
 from gateway.proxy.blind import dial
 from gateway.proxy.messages import Command, Follower
 from gateway.proxy.rules import Peer
 from standards import association, upper_layer
-from standards.association import Proposal
-from standards.dataset_editing import Data
+from standards.association import Proposal, proposals
+from standards.dataset_editing import Data, chunks
 from standards.errors import PermanentError, TransientError
+from standards.fallback_encoding import FALLBACKS, transcoded
+from standards.part10 import write_file_meta
 from standards.upper_layer import C_STORE_RQ, RESPONSE
 
 _ANSWER_SECONDS: Final = 300.0
@@ -77,6 +83,31 @@ class Outgoing:
                 self._socket.sendall(upper_layer.abort(0))
         self._socket.close()
 
+    def deliver(
+        self, sop_class: str, sop_instance: str, syntax: str, pieces: Sequence[Data], folder: Path
+    ) -> tuple[int, str]:
+        """Send an instance as it is, or else uncompressed by way of a file in ``folder``: the status that answers it,
+        and in words what was done to it.
+
+        Raises: PermanentError "syntax-refused", "cannot-decode", "cannot-transcode"; TransientError("connection-lost");
+        OSError.
+        """
+        if (sop_class, syntax) in self._accepted:
+            return self.store(sop_class, sop_instance, syntax, pieces), ""
+        target = next((one for one in FALLBACKS if (sop_class, one) in self._accepted), None)
+        if target is None:
+            raise PermanentError(
+                "syntax-refused", f"{self._peer.ae_title} takes {sop_class} neither as {syntax} nor uncompressed"
+            )
+        with tempfile.TemporaryFile(dir=folder) as whole:
+            whole.write(write_file_meta(sop_class, sop_instance, syntax))
+            for chunk in itertools.chain.from_iterable(chunks(piece, _SEND_AT_ONCE) for piece in pieces):
+                whole.write(chunk)
+            with transcoded(cast(BinaryIO, whole), target, folder=folder) as (plain, start, done):
+                plain.flush()
+                data = memoryview(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
+                return self.store(sop_class, sop_instance, target, (data[start:],)), done
+
     def store(self, sop_class: str, sop_instance: str, syntax: str, pieces: Sequence[Data]) -> int:
         """Send an instance; the status that answers it.
 
@@ -126,14 +157,19 @@ def _status_of(fields: Mapping[str, Any]) -> int:
     return int(fields.get("Status", 0x0110))
 
 
+def with_fallbacks(wanted: Sequence[tuple[str, str]]) -> dict[int, Proposal]:
+    """Contexts for each (SOP class, syntax) and for its uncompressed forms, in case the peer refuses that."""
+    return proposals([*wanted, *((sop_class, syntax) for sop_class, _ in wanted for syntax in FALLBACKS)])
+
+
 def data_fragments(context_id: int, pieces: Iterable[Data], largest_pdu: int) -> Iterator[bytes]:
     """A data set in pieces as P-DATA-TFs of one fragment each, about a quarter of a megabyte at a time."""
     step = upper_layer.fragment_bytes(largest_pdu, _LONGEST_FRAGMENT)
-    views = [memoryview(piece) for piece in pieces]
-    total, sent = sum(map(len, views)), 0
+    whole = list(pieces)
+    total, sent = sum(map(len, whole)), 0
     wire, waiting = bytearray(), bytearray()
-    for whole in views:
-        view = whole
+    for chunk in itertools.chain.from_iterable(chunks(piece, _SEND_AT_ONCE) for piece in whole):
+        view = chunk
         while view:
             taken = view[: step - len(waiting)]
             waiting += taken

@@ -18,7 +18,7 @@ class ProxySettings:
     rules: Path | None
     ae_title: str
     connect_seconds: float = 5.0
-    queue_bytes: int = 128 << 20
+    queue_bytes: int = 64 << 20
     least_free_bytes: int = 500_000_000
     secret: str = ""
 

@@ -9,13 +9,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from standards.dataset_editing import Data
+from standards.dataset_editing import Data, chunks
 
 _numbers = itertools.count()
 _HEAD_BYTES: Final = 8192
+_WRITE_AT_ONCE: Final = 1 << 20
 
 
 class Spool:
@@ -73,8 +75,8 @@ class Spool:
         new = self.passing / f"{name.partition('.')[0]}.changed"
         try:
             with new.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
+                for chunk in chain.from_iterable(chunks(piece, _WRITE_AT_ONCE) for piece in pieces):
+                    file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(folder / f"{name.partition('.')[0]}.dcm")

@@ -13,16 +13,12 @@ import structlog
 
 from pacs_node.config import config
 from pacs_node.dimse.channel import Channel, Context
-from pacs_node.dimse.transcode import dataset_extent, transcoded
 from pacs_node.storage.stores import storage
 from standards import upper_layer
 from standards.errors import PermanentError, RegisError, TransientError
-from standards.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+from standards.fallback_encoding import FALLBACKS, dataset_extent, transcoded
 
 log = structlog.get_logger(__name__)
-
-FALLBACKS: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
-"""What a peer that refuses the stored syntax is offered, best first."""
 
 _BUFFER_BYTES: Final = 1 << 20
 _WORTH_A_CALL_BYTES: Final = 32 << 10

@@ -12,6 +12,9 @@ from standards.errors import PermanentError
 from standards.part10 import read_header
 from standards.transcoding import as_explicit
 
+FALLBACKS: Final = (transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN, transfer_syntaxes.IMPLICIT_VR_LITTLE_ENDIAN)
+"""What a peer that refuses the stored syntax is offered, best first."""
+
 _LONG: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _COPIED_WHOLE: Final = 1 << 20
 _META_BYTES: Final = 4096
