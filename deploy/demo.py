@@ -122,7 +122,7 @@ class Demo:
     async def migrate(self, name: str, project: str, environment: dict[str, str]) -> None:
         """Bring the database of a part to the code's schema."""
         apps = {"centre": "ris_central", "node": "pacs_node"}[project]
-        files = [*ROOT.glob(f"{apps}/*/migrations/*.py"), *ROOT.glob("gateway/migrations/*.py")]
+        files = [*ROOT.glob(f"{apps}/*/migrations/*.py"), *ROOT.glob("gateway/**/migrations/*.py")]
         state = _digest([*sorted(files), ROOT / "requirements.lock"])
         folder = self.directory / name
 
