@@ -34,6 +34,7 @@ _LEAST_ROWS: Final = 4
 _WORTH: Final = 0.97
 _BROKEN: Final = (RuntimeError, ValueError, TypeError, MemoryError)
 """What codecs raise of input they cannot work with."""
+_Bytes = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def plain(raw: bytes) -> bytes:
     return _SEGMENT.pack(_PLAIN, 0, len(raw), len(raw)) + raw
 
 
-def _segments(raw: memoryview, offset: int, pixels: Pixels) -> Iterator[bytes]:
+def _segments(raw: memoryview, offset: int, pixels: Pixels) -> Iterator[_Bytes]:
     end = offset + len(raw)
     at = offset
     while at < end:
@@ -114,11 +115,11 @@ def _segments(raw: memoryview, offset: int, pixels: Pixels) -> Iterator[bytes]:
             stop, samples = _rows_from(at, min(end, pixels.end), pixels)
         piece = raw[at - offset : stop - offset]
         if samples:
-            yield _samples(piece, pixels)
+            yield from _samples(piece, pixels)
         elif pixels.is_compressed and pixels.start <= at < pixels.end:
-            yield _segment(_PLAIN, 0, len(piece), piece)
+            yield from _segment(_PLAIN, 0, len(piece), piece)
         else:
-            yield _squeezed(piece)
+            yield from _squeezed(piece)
         at = stop
 
 
@@ -135,11 +136,12 @@ def _rows_from(at: int, end: int, pixels: Pixels) -> tuple[int, bool]:
     return at + rows * pixels.row_bytes, True
 
 
-def _segment(kind: int, flags: int, raw_length: int, payload: bytes | bytearray | memoryview) -> bytes:
-    return _SEGMENT.pack(kind, flags, raw_length, len(payload)) + payload
+def _segment(kind: int, flags: int, raw_length: int, payload: _Bytes) -> tuple[_Bytes, _Bytes]:
+    """In two parts: of a long one a copy more is memory."""
+    return _SEGMENT.pack(kind, flags, raw_length, len(payload)), payload
 
 
-def _squeezed(raw: memoryview) -> bytes:
+def _squeezed(raw: memoryview) -> tuple[_Bytes, _Bytes]:
     if len(raw) >= _LEAST:
         shorter = imagecodecs.zstd_encode(bytes(raw), level=_ZSTD_LEVEL)
         if len(shorter) < len(raw) * _WORTH:
@@ -147,7 +149,7 @@ def _squeezed(raw: memoryview) -> bytes:
     return _segment(_PLAIN, 0, len(raw), raw)
 
 
-def _samples(raw: memoryview, pixels: Pixels) -> bytes:
+def _samples(raw: memoryview, pixels: Pixels) -> tuple[_Bytes, _Bytes]:
     rows, flags = len(raw) // pixels.row_bytes, pixels.flags
     values: NDArray[Any] = np.frombuffer(raw, _dtype(flags))
     shape = (rows, -1, pixels.samples) if pixels.samples > 1 else (rows, -1)

@@ -81,7 +81,7 @@ class Lane:
             if isinstance(place, Peer):
                 if self._line is None or self._line.peer.url != place.url:
                     self._line = Line(state, place, self._connections.to(place.url))
-                self._line.state, self._line.peer, self._line.compress = state, place, policy.compress
+                self._line.state, self._line.peer, self._line.setting = state, place, policy.encoding
         for number in range(len(self.loops), self._threads()):
             loop = Loop(f"{self.name}-{number}", self.step, self.stopping)
             self.loops.append(loop)

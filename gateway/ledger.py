@@ -338,4 +338,5 @@ def _queue(destination: str) -> Queue:
         oldest_at=rows.aggregate(at=Min("created_at"))["at"],
         trouble=flow.trouble,
         trouble_since=flow.trouble_since,
+        encoding=flow.paying.told(),
     )

@@ -1,11 +1,14 @@
 """How fast bytes leave the node: a token bucket over everything it sends, and meters of what went."""
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Final
+
+from gateway.paying import Paying
 
 PIECE: Final = 1 << 16
 """Bytes that are asked for at once; what is capped flows evenly at this grain."""
@@ -107,6 +110,7 @@ class Flow:
 
     def __init__(self) -> None:
         self.files, self.wire = Meter(), Meter()
+        self.paying = Paying(os.cpu_count() or 1)
         self.trouble = ""
         self.trouble_since: datetime | None = None
         self._parts: dict[int, tuple[str, int]] = {}

@@ -4,8 +4,10 @@ import hashlib
 import io
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlencode
@@ -18,6 +20,7 @@ from gateway import client, encoding, registry
 from gateway.envelope import InstanceDescription, Peer, Receipt
 from gateway.keys import is_receipt_of
 from gateway.models import Delivery, JoinState
+from gateway.paying import Setting, Stretch
 from gateway.protocols import Proof
 from gateway.rates import PIECE, throttle, traffic
 from standards.digests import dataset_sha256
@@ -58,8 +61,8 @@ class Large:
 class Line:
     """To one peer: what it understands, and what was found not to pay or not to come back."""
 
-    def __init__(self, state: JoinState, peer: Peer, connection: httpx.Client, *, compress: bool = True) -> None:
-        self.state, self.peer, self.connection, self.compress = state, peer, connection, compress
+    def __init__(self, state: JoinState, peer: Peer, connection: httpx.Client, *, setting: Setting = "auto") -> None:
+        self.state, self.peer, self.connection, self.setting = state, peer, connection, setting
         self._flow = traffic.of(peer.name)
         self._understands: bool | None = None
         self._asking = threading.Lock()
@@ -85,8 +88,9 @@ class Line:
             return known
 
     def forget(self) -> None:
-        """The peer was away: it may be of another version when it is back."""
+        """The peer was away: it may be of another version when it is back, and by another line."""
         self._understands = None
+        self._flow.paying.forget()
 
     def whole(self, delivery: Delivery) -> Proof:
         """Push an instance by one request; its proof is the verified receipt. Nothing is written here.
@@ -102,11 +106,13 @@ class Line:
             raw = file.read()
         _check_source(io.BytesIO(raw), delivery)
         if not self._goes_as_is(delivery.series_key):
-            body = self._encoded(raw, 0, encoding.pixels_of(io.BytesIO(raw)))
-            try:
-                return self._receipted(instance, self._path(instance, encoding=encoding.NAME), body, size)
-            except TransientError as error:
-                self._note_refused(error, delivery.series_key)
+            pixels = encoding.pixels_of(io.BytesIO(raw))
+            with self._stretch(size, pixels) as stretch:
+                body = _body(stretch, raw, 0, pixels)
+                try:
+                    return self._receipted(instance, self._path(instance, encoding=encoding.NAME), body, size)
+                except TransientError as error:
+                    self._note_refused(error, delivery.series_key)
         return self._receipted(instance, self._path(instance), raw, size, content_type="application/dicom")
 
     def _as_file(self, delivery: Delivery, instance: InstanceDescription, file: BinaryIO, size: int) -> Proof:
@@ -152,15 +158,16 @@ class Line:
             encoding=encoding.NAME,
         )
         if not self._goes_as_is(series):
-            body = self._encoded(raw, start, large.pixels)
-            went += len(body)
-            try:
-                self._send_body(path, body)
-            except TransientError as error:
-                self._note_refused(error, series)
-            else:
-                self._flow.went(len(raw), went)
-                return went
+            with self._stretch(len(raw), large.pixels) as stretch:
+                body = _body(stretch, raw, start, large.pixels)
+                went += len(body)
+                try:
+                    self._send_body(path, body)
+                except TransientError as error:
+                    self._note_refused(error, series)
+                else:
+                    self._flow.went(len(raw), went)
+                    return went
         body = encoding.plain(raw)
         self._send_body(path, body)
         self._flow.went(len(raw), went + len(body))
@@ -185,11 +192,8 @@ class Line:
         }
         return f"/gateway/v1/{what}/{instance.sop_instance_uid}{rest}?{urlencode(promised)}"
 
-    def _encoded(self, raw: bytes, offset: int, pixels: encoding.Pixels) -> bytes:
-        if not self.compress:
-            return encoding.plain(raw)
-        with _encoders:
-            return encoding.encode(raw, offset, pixels)
+    def _stretch(self, length: int, pixels: encoding.Pixels) -> AbstractContextManager[Stretch]:
+        return self._flow.paying.stretch(length, self.setting, counts=not pixels.is_compressed)
 
     def _goes_as_is(self, series_key: int) -> bool:
         return series_key in self._as_is
@@ -252,6 +256,17 @@ def describe(delivery: Delivery) -> InstanceDescription:
     if not described:
         raise PermanentError("instance-gone", "the index no longer has it")
     return described[0].model_copy(update={"frames_sha256": frames})
+
+
+def _body(stretch: Stretch, raw: bytes, offset: int, pixels: encoding.Pixels) -> bytes:
+    if not stretch.encode:
+        return encoding.plain(raw)
+    with _encoders:
+        begun = time.thread_time()
+        body = encoding.encode(raw, offset, pixels)
+        stretch.processor_seconds += time.thread_time() - begun
+    stretch.wire += len(body)
+    return body
 
 
 def _check_source(file: BinaryIO, delivery: Delivery) -> None:

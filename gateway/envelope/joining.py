@@ -9,6 +9,26 @@ from gateway.envelope.commands import Directory
 from gateway.envelope.events import Held
 
 
+class LineEncoding(Wire):
+    """Whether a node encodes for the line to a destination, and what it measured. Bytes are of files, a second.
+
+    Why: ``setting``; ``measuring`` (not known yet); ``line`` (the encoder keeps up easily, so the line decides);
+    ``faster`` or ``slower`` than as they are.
+    """
+
+    encodes: bool
+    why: Literal["setting", "measuring", "line", "faster", "slower"]
+    ratio: float | None = Field(default=None, description="bytes of the wire per byte of files, encoded")
+    encoder: int | None = Field(default=None, description="what the encoder alone would do")
+    encoded: int | None = Field(default=None, description="what arrives encoded")
+    plain: int | None = Field(default=None, description="what arrives as it is; None: not tried lately")
+
+    @property
+    def share(self) -> int | None:
+        """``ratio`` in percent."""
+        return None if self.ratio is None else round(self.ratio * 100)
+
+
 class Queue(Wire):
     """All that waits for one destination, whatever the study."""
 
@@ -23,6 +43,7 @@ class Queue(Wire):
     oldest_at: AwareDatetime | None = None
     trouble: str = Field(default="", description="why nothing goes there now: the last error of the destination")
     trouble_since: AwareDatetime | None = None
+    encoding: LineEncoding | None = Field(default=None, description="None: nothing went there by chunks and segments")
 
 
 class NodeStatus(Wire):

@@ -99,12 +99,13 @@ def test_a_form_changes_what_it_shows_and_keeps_what_it_does_not(browser_of: Bro
         **{"rules-TOTAL_FORMS": "2", "rules-INITIAL_FORMS": "1", "night_since": "21:00", "night_until": "05:30"},
         **{"rules-0-modalities": "ct, mr", "rules-0-when": "night", "rules-0-priority": "50"},
         **{"rules-1-modalities": "", "rules-1-when": "now", "rules-1-priority": "10", "rules-1-destinations": "clinic"},
-        **{"compress": "on", "checkpoints": "10.0.0.0/8", "rotate_after_days": "30", "reason": "van"},
+        **{"encode": "never", "checkpoints": "10.0.0.0/8", "rotate_after_days": "30", "reason": "van"},
         "based_on": str(configurations.applied(node).wanted),
     }
     assert browser.post(address, form).status_code == 302
     body = configurations.body_of(node)
     assert body["mirror"]["upload_hours"] == 7
+    assert (body["mirror"]["encode"], body["mirror"]["compress"]) == ("never", False)
     assert [(rule["modalities"], rule["when"]) for rule in body["mirror"]["rules"]] == [
         (["CT", "MR"], "night"),
         ([], "now"),
