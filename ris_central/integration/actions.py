@@ -16,6 +16,7 @@ from ris_central.integration.models import Hl7Message, Hl7Outgoing, Hl7Receiver
 from ris_central.integration.order_messages import OrderMessage, devices_for, identity_of, order_of, site_of
 from ris_central.orders.actions import book, cancel, reschedule
 from ris_central.orders.models import Device, ScheduledProcedureStep, ServiceRequest
+from ris_central.orders.transitions import LIVE
 from ris_central.organizations.models import Site
 from ris_central.patients.actions import birth_date_of, edit, resolve
 from ris_central.patients.models import Patient
@@ -202,7 +203,7 @@ def _when(devices: list[Device], starts_at: datetime | None) -> tuple[Device, da
 
 def _first_gap(device: Device, start: datetime) -> datetime:
     length = timedelta(minutes=device.slot_minutes)
-    live = device.steps.exclude(status=ScheduledProcedureStep.Status.CANCELLED).filter(slot__endswith__gt=start)
+    live = device.steps.filter(status__in=LIVE, slot__endswith__gt=start)
     for taken in live.order_by("slot").values_list("slot", flat=True):
         if taken.lower >= start + length:
             break

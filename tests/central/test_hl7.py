@@ -16,6 +16,7 @@ from ris_central.integration.listener import Connection, Listener
 from ris_central.integration.models import Hl7Message, Hl7Outgoing, Hl7Receiver
 from ris_central.integration.sender import deliver_due
 from ris_central.orders.models import Device, ScheduledProcedureStep, ServiceRequest
+from ris_central.orders.transitions import move
 from ris_central.organizations.models import Site
 from ris_central.patients.models import Patient, PatientIdentifier
 from standards.hl7v2 import ack, parse
@@ -136,6 +137,15 @@ def test_an_order_without_a_time_takes_the_first_free_slot(site: Site, device: D
     receive(orm(starts="").encode())
     receive(orm("14", order="P-5", starts="").encode())
     assert ScheduledProcedureStep.objects.count() == 2
+
+
+def test_the_time_of_a_step_that_is_to_be_booked_anew_is_free(site: Site, device: Device) -> None:
+    receive(orm(starts="").encode())
+    first = ScheduledProcedureStep.objects.get()
+    move(first, ScheduledProcedureStep.Status.REBOOK)
+    receive(orm("14", order="P-5", starts="").encode())
+    second = ScheduledProcedureStep.objects.exclude(pk=first.pk).get()
+    assert second.slot.lower < first.slot.upper
 
 
 @pytest.mark.parametrize(
