@@ -49,6 +49,7 @@ class Holding:
     def add(self, data: memoryview) -> None:
         """Raises: OSError when the disk takes no more; what was added before is still here."""
         if self._file is None and self._size + len(data) > _IN_MEMORY_BYTES:
+            self._folder.mkdir(parents=True, exist_ok=True)
             file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  closed with this
             try:
                 _write(file, memoryview(self._memory))

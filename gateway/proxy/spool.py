@@ -27,6 +27,9 @@ class Spool:
         self.folder = folder
         self.passing = folder / "passing"
         self.answered = folder / "answered"
+        self._make()
+
+    def _make(self) -> None:
         self.passing.mkdir(parents=True, exist_ok=True)
         self.answered.mkdir(exist_ok=True)
 
@@ -101,7 +104,8 @@ class Spool:
         path.replace(folder / path.name)
 
     def free_bytes(self) -> int:
-        """Free space of its disk."""
+        """Free space of its disk. Folders that somebody deleted are there again."""
+        self._make()
         return shutil.disk_usage(self.folder).free
 
 

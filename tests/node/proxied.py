@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydicom.dataset import FileDataset
+from pydicom.filereader import dcmread
+
 from deploy.processes import as_child, free_port, port_is_free, wait_until
 from gateway.proxy import journal
 from gateway.proxy.settings import ProxySettings
@@ -197,6 +200,38 @@ class Orthanc:
         for key in self.get("/instances"):
             request = urllib.request.Request(f"http://127.0.0.1:{self.web}/instances/{key}", method="DELETE")
             urllib.request.urlopen(request).close()
+
+
+@dataclass
+class Store:
+    """DCMTK's storescp, which takes nothing compressed unless it is told to."""
+
+    folder: Path
+    options: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        self.port = free_port()
+        self.folder.mkdir()
+        program = shutil.which("storescp") or need("storescp")
+        self.process = subprocess.Popen(
+            [program, "-od", str(self.folder), "-aet", "STORE", *self.options, str(self.port)],
+            env={**os.environ, "TCP_NODELAY": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=as_child(os.getpid()),
+        )
+        wait_until(lambda: not port_is_free(self.port), 60, "storescp listens")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+    def named(self, name: str) -> str:
+        """It as a destination of the rules."""
+        return f'[destinations.{name}]\nae_title = "STORE"\nhost = "127.0.0.1"\nport = {self.port}\n'
+
+    def received(self) -> list[FileDataset]:
+        return [dcmread(path) for path in sorted(self.folder.iterdir())]
 
 
 def dcmtk(

@@ -1,10 +1,7 @@
 """Copies reach destinations that take other encodings, decoded and never compressed anew, in flat memory."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,46 +10,13 @@ from pydicom.dataset import FileDataset
 from pydicom.filereader import dcmread
 from pydicom.uid import JPEGLSLossless
 
-from deploy.processes import as_child, free_port, port_is_free, wait_until
+from deploy.processes import wait_until
 from standards.deidentification import pseudonym_uid
 from tests.factories.dicom import ct_series, part10
-from tests.node.conftest import need
-from tests.node.proxied import COPY_ALL, Orthanc, Proxy, dcmtk
+from tests.node.proxied import COPY_ALL, Orthanc, Proxy, Store, dcmtk
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 MEGABYTE = 1 << 20
-
-
-@dataclass
-class Store:
-    """DCMTK's storescp, which takes nothing compressed unless it is told to."""
-
-    folder: Path
-    options: tuple[str, ...] = ()
-
-    def start(self) -> None:
-        self.port = free_port()
-        self.folder.mkdir()
-        program = shutil.which("storescp") or need("storescp")
-        self.process = subprocess.Popen(
-            [program, "-od", str(self.folder), "-aet", "STORE", *self.options, str(self.port)],
-            env={**os.environ, "TCP_NODELAY": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=as_child(os.getpid()),
-        )
-        wait_until(lambda: not port_is_free(self.port), 60, "storescp listens")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(60)
-
-    def named(self, name: str) -> str:
-        """It as a destination of the rules."""
-        return f'[destinations.{name}]\nae_title = "STORE"\nhost = "127.0.0.1"\nport = {self.port}\n'
-
-    def received(self) -> list[FileDataset]:
-        return [dcmread(path) for path in sorted(self.folder.iterdir())]
 
 
 @pytest.fixture(scope="module")
