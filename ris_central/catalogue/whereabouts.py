@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from ris_central.catalogue import queries, reach
-from ris_central.catalogue.models import DeliveryState, InstanceHolding, Manifest, SeriesHolder, Study
+from ris_central.catalogue.models import DeliveryState, InstanceHolding, Manifest, Series, SeriesHolder, Study
 from ris_central.catalogue.reasons import HELD, NODE_AWAY, NODE_AWAY_ADVICE, Text, reason
 from ris_central.federation.models import Node
 
@@ -60,6 +60,7 @@ class DeliveryRow:
     bytes_left: int
     bytes_per_second: int
     node_away_since: datetime | None
+    failing_since: datetime | None
 
     @property
     def is_done(self) -> bool:
@@ -138,6 +139,7 @@ def _delivery(state: DeliveryState) -> DeliveryRow:
         bytes_left=max(0, left),
         bytes_per_second=int(told.get("bytes_per_second", 0)),
         node_away_since=away_since,
+        failing_since=parse_datetime(told["failing_since"]) if told.get("failing_since") else None,
     )
 
 
@@ -150,12 +152,21 @@ def _seconds_left(state: DeliveryState, on_the_way: int) -> int | None:
 
 
 @dataclass(frozen=True)
+class MissingSeries:
+    """A series that cannot be looked at in full now: how many images are missing, and who holds them."""
+
+    series: Series
+    instances: int
+    holders: list[HolderRow]
+
+
+@dataclass(frozen=True)
 class Opening:
     """Whether a study can be looked at now. ``state``:
 
-    ``ready``, all of it; ``arriving``, the first images; ``coming``, nothing yet, but a node that holds it is in touch
-    and sends it; ``away``, who holds it is away; ``foreign``, only a PACS outside the region lists it; ``nowhere``,
-    nobody holds it any more.
+    ``ready``, all of it; ``arriving``, the first images; ``partly``, who holds the rest is away; ``coming``, nothing
+    yet, but a node that holds it is in touch and sends it; ``away``, who holds it is away; ``foreign``, only a PACS
+    outside the region lists it; ``nowhere``, nobody holds it any more.
     """
 
     state: str
@@ -166,6 +177,7 @@ class Opening:
     held_back: list[HeldBack]
     away_since: datetime | None
     reader: Node | None
+    missing: list["MissingSeries"]
 
     @property
     def percent(self) -> int:
@@ -180,13 +192,15 @@ def opening(study: Study) -> Opening:
     nodes = queries.nearest_nodes(study.pk)
     answering = reach.reachable(nodes)
     reader = next((node for node in nodes if node.pk in answering), None)
-    open_now = _readable(study, answering)
+    missing = _missing(study, answering, rows)
+    open_now = max(0, study.instances_known - sum(one.instances for one in missing))
     deliveries = delivery_rows(list(study.deliveries.select_related("node")))
     moving = [row.seconds_left for row in deliveries if row.seconds_left is not None]
     if study.instances_known and open_now >= study.instances_known:
         state = "ready"
     elif open_now:
-        state = "arriving"
+        comes = any(row.in_touch and not row.is_archive for one in missing for row in one.holders)
+        state = "arriving" if comes else "partly"
     elif any(row.in_touch for row in rows if not row.is_archive):
         state = "coming"
     elif held:
@@ -203,16 +217,24 @@ def opening(study: Study) -> Opening:
         held_back=[one for row in deliveries for one in row.held_back],
         away_since=max(heard) if heard else None,
         reader=reader,
+        missing=missing,
     )
 
 
-def _readable(study: Study, answering: set[int]) -> int:
-    """How many instances the nodes that answer hold together: of each series, what the best of them has."""
-    best: dict[int, int] = {}
-    rows = SeriesHolder.objects.filter(series__study=study, node__in=answering).values_list("series_id", "count")
-    for series, count in rows:
-        best[series] = max(best.get(series, 0), count)
-    return sum(best.values())
+def _missing(study: Study, answering: set[int], rows: list[HolderRow]) -> list[MissingSeries]:
+    """The series of which the nodes that answer have not all: of each, what the best of them lacks."""
+    held: dict[int, dict[int, int]] = {}
+    told = SeriesHolder.objects.filter(series__study=study, count__gt=0)
+    for series, node, count in told.values_list("series_id", "node_id", "count"):
+        held.setdefault(series, {})[node] = count
+    found = []
+    for one in study.series.order_by("series_number", "pk"):
+        counts = held.get(one.pk, {})
+        here = max((count for node, count in counts.items() if node in answering), default=0)
+        if here < one.instance_count:
+            elsewhere = [row for row in rows if row.node.pk not in answering and counts.get(row.node.pk, 0) > here]
+            found.append(MissingSeries(one, one.instance_count - here, elsewhere))
+    return found
 
 
 def unfinished(states: QuerySet[DeliveryState]) -> QuerySet[DeliveryState]:

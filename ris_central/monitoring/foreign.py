@@ -89,7 +89,7 @@ class SourceForm(Styled):
         label=_("Web address (DICOMweb)"),
         help_text=_("A password for it goes into a file in the node's secrets folder, named after the PACS."),
     )
-    poll_seconds = forms.IntegerField(min_value=1, max_value=86_400, label=_("Asked for new studies every, seconds"))
+    poll_seconds = forms.IntegerField(min_value=1, max_value=86_400, label=_("Polled every, seconds"))
     queries_per_minute = forms.IntegerField(min_value=1, max_value=6000, label=_("Requests in a minute, at most"))
     concurrent_retrieves = forms.IntegerField(min_value=1, max_value=16, label=_("Studies fetched at a time"))
     hours = forms.CharField(

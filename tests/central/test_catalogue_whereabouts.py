@@ -1,8 +1,10 @@
 """What is where, what is on its way and why not: on the study's page and on the site's, with a button for all of it."""
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -17,11 +19,14 @@ from ris_central.catalogue import whereabouts
 from ris_central.catalogue.actions import arrivals
 from ris_central.catalogue.actions.grants import grant
 from ris_central.catalogue.models import Difference, Study
+from ris_central.catalogue.reasons import reason
 from ris_central.federation.models import Command, Node
 from ris_central.organizations.models import Site
 from tests.factories import region
 
 pytestmark = pytest.mark.django_db
+ROOT = Path(__file__).parent.parent.parent
+CODE = re.compile(r'(?:Transient|Permanent)Error\("([a-z0-9-]+)"')
 Browser = Callable[[User | None], Client]
 
 
@@ -122,6 +127,33 @@ def test_when_nobody_has_it_the_page_says_who_does_since_when_and_asks_for_it(
     assert AuditEvent.objects.filter(action="study.asked-for", actor=place.doctor).exists()
 
 
+def test_where_one_series_is_out_of_reach_the_others_open_and_the_page_says_who_has_it_since_when(
+    place: Place, browser_of: Browser
+) -> None:
+    first = region.Acquisition(images=3)
+    other = region.Acquisition(study_uid=first.study.study_instance_uid, images=2, modality="MR")
+    first.arrive(place.clinic)
+    study = other.arrive(place.clinic)
+    first.arrive(place.archive)
+    assert whereabouts.opening(first.known()).state == "arriving", "while the clinic is in touch the rest comes"
+    place.heard(place.clinic, timedelta(hours=5))
+    opening = whereabouts.opening(first.known())
+    assert (opening.state, opening.open_now, opening.known) == ("partly", 3, 5)
+    assert [(one.series.modality, one.instances, [row.node for row in one.holders]) for one in opening.missing] == [
+        ("MR", 2, [place.clinic])
+    ]
+    browser = browser_of(place.doctor)
+    page = browser.get(f"/studies/{study.pk}/").content.decode()
+    assert ' src="/viewer/viewer?StudyInstanceUIDs=' in page, "what is here is shown"
+    part = page.partition('data-state="partly"')[2].partition("</ul>")[0]
+    for piece in ("3 of 5", "Series 1 MR, 2 missing", "Клиника a", "not heard since"):
+        assert piece in part, piece
+    asked = browser.post(f"/studies/{study.pk}/send/", headers={"HX-Request": "true"}).content.decode()
+    assert "Asked: it is sent first" in asked
+    other.arrive(place.archive)
+    assert whereabouts.opening(first.known()).state == "ready"
+
+
 def test_a_study_of_another_site_can_be_neither_looked_up_nor_asked_for(place: Place, browser_of: Browser) -> None:
     study = region.Acquisition().arrive(region.node("b", region.site("b")))
     browser = browser_of(place.doctor)
@@ -159,6 +191,9 @@ def test_the_table_of_holders_counts_digest_by_digest(place: Place) -> None:
         ({"failed": 1, "errors": {"storage-full": 1}}, "has no room left"),
         ({"failed": 1, "last_error": "source-damaged: of dataset"}, "the file at the clinic is damaged"),
         ({"failed": 1, "errors": {"quite-unheard-of": 1}}, "quite-unheard-of"),
+        ({"failed": 1, "errors": {"storage-full": 1}, "failing_since": "2026-11-21T07:15:00Z"}, "Since 21.11."),
+        ({"failed": 1, "errors": {"instance-gone": 1}}, "1 image is not tried again by itself: press the button"),
+        ({"errors": {"body-damaged": 1}}, "is tried again by itself, after five minutes at the longest"),
         ({"seconds_left": 600, "bytes_per_second": 1 << 20}, "about 10 min"),
     ],
 )
@@ -173,6 +208,29 @@ def test_nothing_waits_without_a_reason_on_either_page(
     ):
         text = browser_of(user).get(address).content.decode()
         assert words in text, address
+
+
+def test_every_error_of_a_delivery_has_words_and_an_advice() -> None:
+    """What the sending and the receiving end can answer; what joining and commands say is told elsewhere."""
+    carriers = [ROOT / "gateway" / f"{name}.py" for name in ("sending", "uploads", "receiving", "client", "lanes")]
+    carriers += [*(ROOT / "gateway" / "outside").glob("*.py"), ROOT / "pacs_node" / "dimse" / "outside.py"]
+    codes = {code for path in carriers for code in CODE.findall(path.read_text(encoding="utf-8"))}
+    assert len(codes) > 20
+    codes |= {"database-busy", "signature-expired", "unknown-key", "truncated", "not-dicom"}
+    assert {code for code in codes if reason(code)[0] == code} == set()
+
+
+def test_a_mirror_says_whether_it_encodes_and_what_that_rests_on(place: Place, browser_of: Browser) -> None:
+    encoding = {"encodes": True, "why": "line", "ratio": 0.37, "encoder": 140 << 20, "encoded": 32 << 20}
+    place.clinic.status = {"queues": [{"destination": "archive", "encoding": encoding}]}
+    place.clinic.save()
+    address = f"/sites/{place.site.pk}/mirror/"
+    text = browser_of(place.engineer).get(address).content.decode()
+    assert "Encoded for the line (the encoder keeps up easily, so the line decides)" in text
+    assert "the encoder does 140.0\xa0MB/s, leaves 37 %" in text
+    place.clinic.status = {"queues": [{"destination": "archive", "encoding": {"encodes": 1, "why": "of-tomorrow"}}]}
+    place.clinic.save()
+    assert "archive" in browser_of(place.engineer).get(address).content.decode(), "a newer node breaks no page"
 
 
 def test_a_node_that_is_away_is_itself_the_reason(place: Place, browser_of: Browser) -> None:

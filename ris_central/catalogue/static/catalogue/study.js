@@ -86,12 +86,11 @@
   async function look() {
     timer = null;
     const answer = await fetch(space.dataset.opening, { headers: { "HX-Request": "true" } }).catch(() => null);
-    // What a person asked for is not wiped away by the next look.
-    if (answer && answer.ok && !(line.querySelector(".good") && state() === "away")) line.innerHTML = await answer.text();
-    else if (answer && answer.ok) {
+    if (answer && answer.ok) {
       const next = document.createElement("div");
       next.innerHTML = await answer.text();
-      if (next.querySelector(".opening")?.dataset.state !== "away") line.innerHTML = next.innerHTML;
+      // What a person asked for is not wiped away by the next look.
+      if (!line.querySelector(".good") || next.querySelector(".opening")?.dataset.state !== state()) line.innerHTML = next.innerHTML;
     }
     htmx.process(line);
     if (openNow() && !shown) show();
