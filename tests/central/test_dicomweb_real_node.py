@@ -95,12 +95,15 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeUnderTe
 
 
 @pytest.fixture
-def held(real: tuple[NodeUnderTest, str, Path, str, Path], settings: pytest.FixtureRequest, tmp_path: Path) -> Held:
+def held(
+    real: tuple[NodeUnderTest, str, Path, str, Path], settings: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Held]:
     node, url, files, study, authority = real
     changed = {"tls_ca": authority, "data_dir": tmp_path}
     settings.CONFIG = settings.CONFIG.model_copy(update=changed)  # type: ignore[attr-defined]
     archive_access.tls_context.cache_clear()
-    return Held(node, url, files, study)
+    yield Held(node, url, files, study)
+    archive_access.tls_context.cache_clear()  # what comes next trusts what it is told to
 
 
 def fetch(user: User, path: str, accept: str = "*/*") -> tuple[HttpResponseBase, bytes]:
