@@ -19,6 +19,8 @@ from standards.transfer_syntaxes import is_deflated, is_implicit, is_little_endi
 Data = bytes | memoryview
 
 _LET_GO_EVERY: Final = 8 << 20
+_LET_GO_ITEMS: Final = 256
+"""The header of each brings the memory around it, 64 KB or so."""
 
 LARGEST_HEAD: Final = 256 << 20
 """What may come before the pixel data; more is not edited."""
@@ -36,9 +38,15 @@ def chunks(data: Data, size: int) -> Iterator[memoryview]:
     for start in range(0, len(view), size):
         yield view[start : start + size]
         kept += size
-        if kept >= _LET_GO_EVERY and isinstance(view.obj, mmap.mmap):
-            view.obj.madvise(mmap.MADV_DONTNEED)
+        if kept >= _LET_GO_EVERY:
+            let_go(view)
             kept = 0
+
+
+def let_go(view: memoryview) -> None:
+    """Have memory not keep what was looked at of a mapped file; the file stays."""
+    if isinstance(view.obj, mmap.mmap):
+        view.obj.madvise(mmap.MADV_DONTNEED)
 
 
 class _Removed:
@@ -181,11 +189,14 @@ class _Walk:
             raise PermanentError("nesting-too-deep", f"sequences are nested deeper than {MAX_DEPTH}")
         fragments = vr in ("OB", "OW") or tag >> 16 == 0x7FE0
         inner = implicit or vr == "UN"
-        position = value
+        position, looked_at = value, 0
         while True:
             item, _, size, inside = self._header(position, end, True)
+            looked_at += 1
             if item == _SEQUENCE_END:
                 return inside
+            if looked_at % _LET_GO_ITEMS == 0:
+                let_go(self.data)
             if item != _ITEM:
                 raise PermanentError("length-out-of-bounds", f"({item:08X}) where an item of ({tag:08X}) should be")
             if size != UNDEFINED:

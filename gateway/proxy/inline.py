@@ -17,12 +17,13 @@ from gateway.proxy.rules import Rules
 from gateway.proxy.sending import Outgoing, with_fallbacks
 from gateway.proxy.tap import was_taken
 from standards import part10
-from standards.dataset_editing import Data
+from standards.dataset_editing import Data, let_go
 from standards.errors import RegisError
 
 log = structlog.get_logger(__name__)
 
 _IN_MEMORY_BYTES: Final = 4 << 20
+_LET_GO_READS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ class _Readable(io.RawIOBase):
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._position = 0
+        self._reads = 0
 
     def readable(self) -> bool:
         return True
@@ -165,6 +167,9 @@ class _Readable(io.RawIOBase):
         end = len(self._data) if size is None or size < 0 else self._position + size
         found = bytes(self._data[self._position : end])
         self._position += len(found)
+        self._reads += 1
+        if self._reads % _LET_GO_READS == 0:
+            let_go(self._data)
         return found
 
 

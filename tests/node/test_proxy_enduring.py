@@ -164,8 +164,7 @@ def test_fifty_associations_at_once_all_pass(proxy: Proxy, old: Store, tmp_path:
     for thread in threads:
         thread.start()
     together.wait()
-    opened = lambda: len(journal.read_state(proxy.state_folder).get("open", []))  # noqa: E731
-    wait_until(lambda: opened() == 50, 60, "all are counted as open")
+    wait_until(lambda: len(journal.read_state(proxy.state_folder)["open"]) == 50, 60, "all are counted as open")
     together.wait()
     for thread in threads:
         thread.join(120)
@@ -225,7 +224,7 @@ def test_images_pass_while_a_killed_worker_is_followed_by_the_next(proxy: Proxy,
         before = proxy.worker_pids()
         with suppress(ProcessLookupError):  # after three deaths the next begins later, and bytes pass without any
             os.kill(before[-1], signal.SIGKILL)
-        tries = []
+        tries: list[int] = []
         while 0 not in tries and len(tries) < 3:
             tries.append(dcmtk("storescu", proxy.port, path).returncode)
         assert 0 in tries

@@ -9,7 +9,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from deploy.processes import free_port
-from gateway.proxy.journal import Journal
+from gateway.proxy.journal import Journal, now
 from pacs_node import doctor, proxying
 from pacs_node.backup import _own_files
 from pacs_node.clinic.actions import add_person
@@ -52,9 +52,21 @@ def test_the_page_tells_of_lies_losses_and_broken_rules(engineer: Client) -> Non
     one.event("worker-died", reason="it ended with -9")
     one.facts["rules"] = {"state": "broken", "error": "rule 2 «typo»", "using": "last-good", "path": "/etc/rules.toml"}
     one.count("instances", 7)
+    one.facts["open"] = [
+        {"calling_ae_title": "MR7", "called_ae_title": "OLDPACS", "address": "192.0.2.9", "since": now()}
+    ]
     one.save()
     page = engineer.get("/proxy/").content.decode()
-    for told in ("US1", "Windows-1251", "Щёголев^Пётр", "1.2.3.4.5", "too-slow", "rule 2 «typo»", "it ended with -9"):
+    for told in (
+        "US1",
+        "Windows-1251",
+        "Щёголев^Пётр",
+        "1.2.3.4.5",
+        "too-slow",
+        "rule 2 «typo»",
+        "it ended with -9",
+        "MR7",
+    ):
         assert told in page, told
     assert "Passes and copies" in page
 

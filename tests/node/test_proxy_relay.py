@@ -14,13 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel
+from pynetdicom.sop_class import (
+    BasicFilmBox,
+    BasicFilmSession,
+    BasicGrayscaleImageBox,
+    BasicGrayscalePrintManagementMeta,
+    ModalityPerformedProcedureStep,
+    Printer,
+    PrinterInstance,
+    StorageCommitmentPushModel,
+)
 
 from deploy.processes import as_child, free_port, port_is_free, wait_until
 from standards.uids import new_uid
 from tests.factories.dicom import ct_series, part10
 from tests.node.conftest import need
-from tests.node.proxied import Orthanc, Proxy, dcmtk
+from tests.node.proxied import COPY_ALL, Orthanc, Proxy, dcmtk
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +236,81 @@ def test_performed_procedure_steps_pass(tmp_path: Path) -> None:
         one.stop()
         server.shutdown()
     assert said == [("create", "IN PROGRESS"), ("set", "COMPLETED")]
+
+
+def test_films_are_printed(tmp_path: Path) -> None:
+    """Sessions, boxes and images of Basic Grayscale Print Management: N-CREATE, N-SET, N-ACTION, N-GET, N-DELETE."""
+    said: list[tuple[str, str]] = []
+    pixels: list[bytes] = []
+
+    def create(event: evt.Event) -> tuple[int, Dataset]:
+        said.append(("N-CREATE", event.request.AffectedSOPClassUID.keyword))
+        made = event.attribute_list
+        if event.request.AffectedSOPClassUID == BasicFilmBox:
+            box = Dataset()
+            box.ReferencedSOPClassUID, box.ReferencedSOPInstanceUID = BasicGrayscaleImageBox, "2.25.77"
+            made.ReferencedImageBoxSequence = [box]
+        return 0x0000, made
+
+    def change(event: evt.Event) -> tuple[int, Dataset]:
+        said.append(("N-SET", event.request.RequestedSOPClassUID.keyword))
+        pixels.append(event.modification_list.BasicGrayscaleImageSequence[0].PixelData)
+        return 0x0000, event.modification_list
+
+    def act(event: evt.Event) -> tuple[int, None]:
+        said.append(("N-ACTION", event.request.RequestedSOPClassUID.keyword))
+        return 0x0000, None
+
+    def tell(event: evt.Event) -> tuple[int, Dataset]:
+        said.append(("N-GET", event.request.RequestedSOPClassUID.keyword))
+        printer = Dataset()
+        printer.PrinterStatus = "NORMAL"
+        return 0x0000, printer
+
+    def delete(event: evt.Event) -> int:
+        said.append(("N-DELETE", event.request.RequestedSOPClassUID.keyword))
+        return 0x0000
+
+    entity = AE("PRINTER")
+    entity.add_supported_context(BasicGrayscalePrintManagementMeta)
+    handlers = [
+        (evt.EVT_N_CREATE, create), (evt.EVT_N_SET, change), (evt.EVT_N_ACTION, act), (evt.EVT_N_GET, tell),
+        (evt.EVT_N_DELETE, delete),
+    ]  # fmt: skip
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    one = Proxy(tmp_path, server.server_address[1], rules=COPY_ALL + '[[rule]]\nset = { InstitutionName = "X" }\n')
+    film = os.urandom(1 << 20)
+    try:
+        one.start()
+        scu = AE("CT1")
+        scu.add_requested_context(BasicGrayscalePrintManagementMeta)
+        association = scu.associate("127.0.0.1", one.port, ae_title="PRINTER")
+        assert association.is_established
+        meta = BasicGrayscalePrintManagementMeta
+        status, printer = association.send_n_get([0x21100010], Printer, PrinterInstance, meta_uid=meta)
+        assert (status.Status, printer.PrinterStatus) == (0, "NORMAL")
+        session, box, image = Dataset(), Dataset(), Dataset()
+        session.NumberOfCopies = "1"
+        assert association.send_n_create(session, BasicFilmSession, "2.25.75", meta_uid=meta)[0].Status == 0
+        box.ImageDisplayFormat = "STANDARD\\1,1"
+        status, made = association.send_n_create(box, BasicFilmBox, "2.25.76", meta_uid=meta)
+        image.ImageBoxPosition = 1
+        shown = Dataset()
+        shown.Rows = shown.Columns = 1024
+        shown.BitsAllocated = shown.BitsStored = 8
+        shown.PixelData = film
+        image.BasicGrayscaleImageSequence = [shown]
+        named = made.ReferencedImageBoxSequence[0].ReferencedSOPInstanceUID
+        assert association.send_n_set(image, BasicGrayscaleImageBox, named, meta_uid=meta)[0].Status == 0
+        assert association.send_n_action(None, 1, BasicFilmBox, "2.25.76", meta_uid=meta)[0].Status == 0
+        assert association.send_n_delete(BasicFilmSession, "2.25.75", meta_uid=meta).Status == 0
+        association.release()
+    finally:
+        one.stop()
+        server.shutdown()
+    assert [name for name, _ in said] == ["N-GET", "N-CREATE", "N-CREATE", "N-SET", "N-ACTION", "N-DELETE"]
+    assert pixels == [film]
 
 
 # Whatever bytes come
