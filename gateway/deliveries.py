@@ -7,6 +7,7 @@ from typing import Final
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from gateway import actions, ledger, queries, registry
@@ -73,7 +74,7 @@ def _write_proofs(proved: list[tuple[Delivery, Proof]]) -> list[None]:
         row.receipted_at = timezone.now()
         row.attempts += 1
         row.wire_bytes += proof.wire_bytes
-        row.held_by, row.held_until, row.last_error = "", None, ""
+        row.held_by, row.held_until, row.last_error, row.failing_since = "", None, "", None
         row.save(update_fields=_OF_PROOF)
     ledger.announce({(delivery.study_instance_uid, delivery.destination) for delivery, _ in proved})
     return [None] * len(proved)
@@ -89,6 +90,7 @@ _OF_PROOF: Final = (
     "held_by",
     "held_until",
     "last_error",
+    "failing_since",
 )
 _record_proofs = Together(_write_proofs)
 
@@ -107,6 +109,7 @@ def record_failure(delivery: Delivery, error: RegisError) -> None:
         attempts=attempts,
         next_attempt_at=timezone.now() + timedelta(seconds=seconds),
         last_error=str(error)[:255],
+        failing_since=Coalesce("failing_since", timezone.now()),
     )
     if isinstance(error, PermanentError) or attempts in (1, 10) or not told:
         announce(delivery)

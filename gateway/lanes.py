@@ -6,6 +6,7 @@ a large one between its chunks, and a destination that is away slows no other.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -71,6 +72,8 @@ class Lane:
         self._line: Line | None = None
         self._busy: set[int] = set()
         self._large: dict[int, Large] = {}
+        self._to_digest: deque[Large] = deque()
+        self._is_digesting = False
         self._probes = self._failures = 0
         self._idle_until = self._paused_until = 0.0
 
@@ -95,6 +98,8 @@ class Lane:
 
     def step(self) -> float:
         """Carry what is next; seconds until the next look."""
+        if self._digest():
+            return 0.0
         with self._lock:
             now = time.monotonic()
             rest = max(self._idle_until, self._paused_until) - now
@@ -172,12 +177,28 @@ class Lane:
             large = line.prepare(row)
             with self._lock:
                 self._large[row.pk] = large
+                self._to_digest.append(large)
             self._flow.set_part(row.pk, row.study_instance_uid, large.arrived)
             self._well()
         except RegisError as error:
             self._failed(row, error)
         finally:
             self._free(row)
+
+    def _digest(self) -> bool:
+        """Let one thread work out what the end of a large one needs, while the others carry its chunks."""
+        with self._lock:
+            if self._is_digesting or not self._to_digest:
+                return False
+            large, self._is_digesting = self._to_digest.popleft(), True
+        try:
+            Line.digest(large)
+        except RegisError as error:  # what it ends with as well
+            log.warning("digests-not-computed", delivery=large.delivery.pk, error=str(error))
+        finally:
+            with self._lock:
+                self._is_digesting = False
+        return True
 
     def _chunk(self, line: Line, large: Large, index: int) -> None:
         row, went = large.delivery, None

@@ -222,6 +222,7 @@ class _Sums:
     proofs: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     last_error: str = ""
+    failing_since: datetime | None = None
     to_go: int = 0
     """Bytes that may go now."""
     last: tuple[int, int] = (0, 0)
@@ -240,6 +241,8 @@ class _Sums:
             code = row["last_error"].partition(":")[0][:64]
             self.errors[code] = self.errors.get(code, 0) + count
             self.last_error = row["last_error"]
+            since = [one for one in (self.failing_since, row["since"]) if one is not None]
+            self.failing_since = min(since, default=None)
         if status == Delivery.Status.FAILED:
             self.failed, self.failed_bytes = self.failed + count, self.failed_bytes + size
         elif row["held_by"]:
@@ -257,7 +260,8 @@ def _summed(rows: QuerySet[Delivery]) -> _Sums:
     """By one query of groups: asked for one thing, a database may walk a destination's whole queue for a study."""
     sums = _Sums()
     groups = rows.values("status", "proof", "priority", "held_by", "held_until", "last_error").order_by()
-    for row in groups.annotate(count=Count("pk"), bytes=Sum("size"), wire=Sum("wire_bytes"), last=Max("pk")):
+    groups = groups.annotate(count=Count("pk"), bytes=Sum("size"), wire=Sum("wire_bytes"), last=Max("pk"))
+    for row in groups.annotate(since=Min("failing_since")):
         sums.add(cast(dict[str, Any], row))
     return sums
 
@@ -283,6 +287,7 @@ def progress_of(study_instance_uid: str, destination: str) -> dict[str, Any]:
         held=list(sums.held.values()),
         proofs=sums.proofs,
         errors=sums.errors,
+        failing_since=sums.failing_since or (flow.trouble_since if sums.to_go else None),
         bytes_per_second=flow.files.rate(),
         seconds_left=flow.seconds(max(sums.to_go, ahead) - under_way) if sums.to_go else None,
     ).model_dump(mode="json")

@@ -97,6 +97,7 @@ class Delivery(models.Model):
     attempts = models.PositiveIntegerField(default=0)
     next_attempt_at = models.DateTimeField()
     last_error = models.CharField(max_length=255, blank=True)
+    failing_since = models.DateTimeField(null=True)
     wire_bytes = models.BigIntegerField(default=0)
     receipt = models.JSONField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -31,8 +31,6 @@ log = structlog.get_logger(__name__)
 CHUNK: Final = 4 << 20
 _HEADERS: Final = 1024
 """What a request costs the link besides its body, about."""
-_CHECKED_PER_SECOND: Final = 10 << 20
-"""A receiver that checks and stores slower than this may time out, and is asked again."""
 _SERIES_AS_IS: Final = 1000
 
 _encoders = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
@@ -51,6 +49,7 @@ class Large:
     in_flight: int = 0
     wire_bytes: int = 0
     told_at: float = field(default=0.0)
+    digesting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def arrived(self) -> int:
@@ -126,8 +125,11 @@ class Line:
         return self._proof(instance, answer, size)
 
     def prepare(self, delivery: Delivery) -> Large:
-        """Begin an upload or go on with one that was cut. Raises: as ``whole``."""
-        instance = describe(delivery)
+        """Begin an upload or go on with one that was cut. Raises: as ``whole``.
+
+        Its digests are wanted at the end only: of 20 GB they take minutes, in which chunks can go (``digest``).
+        """
+        instance = _described(delivery)
         with registry.store().open(delivery.instance_key) as file:
             _check_source(file, delivery)
             size = file.seek(0, io.SEEK_END)
@@ -174,10 +176,27 @@ class Line:
         return went + len(body)
 
     def finish(self, large: Large) -> Proof:
-        """Have the peer take in what it has all chunks of. Raises: as ``whole``."""
-        path = self._path(large.instance, size=large.size, chunk=CHUNK)
-        timeout = registry.node().network_timeout_seconds + large.size / _CHECKED_PER_SECOND
-        return self._proof(large.instance, self._send("PUT", path, timeout=timeout), large.wire_bytes)
+        """Have the peer take in what it has all chunks of. Raises: as ``whole``; TransientError("still-checking").
+
+        Of a long one that takes minutes, in which a silent connection may be cut by whatever is between: so the answer
+        is not waited for longer than any other, but asked for again.
+        """
+        with large.digesting:
+            instance = describe(large.delivery)
+        path = self._path(instance, size=large.size, chunk=CHUNK)
+        try:
+            answer = self._send("PUT", path)
+        except TransientError as error:
+            if isinstance(error.__cause__, httpx.ReadTimeout):
+                raise TransientError("still-checking", "the receiver has not answered yet") from error
+            raise
+        return self._proof(instance, answer, large.wire_bytes)
+
+    @staticmethod
+    def digest(large: Large) -> None:
+        """Compute the digests that ``finish`` needs while chunks go. Raises: PermanentError("instance-gone")."""
+        with large.digesting:
+            describe(large.delivery)
 
     # Parts
 
@@ -234,10 +253,9 @@ class Line:
         sha256: bytes = hashlib.sha256(b"").digest(),
         length: int = 0,
         content_type: str = "application/octet-stream",
-        timeout: float | None = None,
     ) -> bytes:
         throttle.take(_HEADERS)
-        return client.send(self.connection, self.state, method, path, content, sha256, length, content_type, timeout)
+        return client.send(self.connection, self.state, method, path, content, sha256, length, content_type)
 
     def _proof(self, instance: InstanceDescription, answer: bytes, wire_bytes: int) -> Proof:
         try:
@@ -250,12 +268,15 @@ class Line:
 
 def describe(delivery: Delivery) -> InstanceDescription:
     """The instance with all its digests. Raises: PermanentError("instance-gone")."""
-    store = registry.store()
-    frames = store.ensure_frames_digest(delivery.instance_key)
-    described = store.describe_instances([delivery.instance_key])
+    frames = registry.store().ensure_frames_digest(delivery.instance_key)
+    return _described(delivery).model_copy(update={"frames_sha256": frames})
+
+
+def _described(delivery: Delivery) -> InstanceDescription:
+    described = registry.store().describe_instances([delivery.instance_key])
     if not described:
         raise PermanentError("instance-gone", "the index no longer has it")
-    return described[0].model_copy(update={"frames_sha256": frames})
+    return described[0]
 
 
 def _body(stretch: Stretch, raw: bytes, offset: int, pixels: encoding.Pixels) -> bytes:

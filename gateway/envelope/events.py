@@ -124,6 +124,7 @@ class DeliveryProgress(Wire):
     held: list[Held] = []
     proofs: dict[str, int] = {}
     errors: dict[str, int] = Field(default={}, description="error code → instances that are not safe for it now")
+    failing_since: AwareDatetime | None = Field(default=None, description="the oldest of those errors")
     bytes_per_second: int = Field(default=0, description="of the whole destination, over the last half minute")
     seconds_left: int | None = Field(default=None, description="None: not known, or nothing is on its way")
 
@@ -300,3 +301,8 @@ class EventAnswer(Wire):
 
     epoch: str
     cursor: int
+    pause: float = Field(
+        default=0.0,
+        ge=0,
+        description="seconds to gather events before the next batch, because the centre is busy; not with a full one",
+    )

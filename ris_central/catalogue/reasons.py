@@ -43,6 +43,7 @@ FOREIGN_ERRORS: dict[str, tuple[Text, Text]] = {
     "invalid-setting": (_("the configuration is not complete"), _("Correct it on the node's configuration page.")),
     "source-removed": (_("this PACS was taken out of the configuration"), _("Nothing is fetched from it any more.")),
 }
+_FILE_REFUSED = (_("the destination refuses the file"), _("Look at the file at the clinic."))
 _ERRORS: dict[str, tuple[Text, Text]] = {
     "unreachable": (
         _("the destination does not answer"),
@@ -68,7 +69,22 @@ _ERRORS: dict[str, tuple[Text, Text]] = {
     "receipt-forged": (_("a receipt was not signed by the destination"), _("Check who answers at its address.")),
     "receipt-mismatch": (_("a receipt was for something else"), _("Check who answers at its address.")),
     "body-damaged": (_("bytes were damaged on the way"), _("It goes on by itself.")),
-    "instance-invalid": (_("the destination refuses the file"), _("Look at the file at the clinic.")),
+    "still-checking": (
+        _("the destination is checking what came"),
+        _("Of a very large image that takes minutes; it is asked again every few seconds."),
+    ),
+    "chunks-missing": (_("parts of a large image are missing there"), _("They are sent again by themselves.")),
+    "no-upload": (_("the destination has let go of what came in part"), _("It is sent again by itself.")),
+    "not-restored": (_("the destination cannot restore what was encoded"), _("It is sent as it is by itself.")),
+    "body-cut-short": (_("the connection broke off"), _("It goes on by itself.")),
+    "not-joined": (_("the destination has not joined"), _("Join it, or change the rules.")),
+    "receipt-unreadable": (_("a receipt cannot be read"), _("Check who answers at its address.")),
+    "answer-unreadable": (_("an answer cannot be read"), _("Check who answers at its address.")),
+    "signature-invalid": (_("the destination does not accept the node's signature"), _("Join the node again.")),
+    "signature-missing": (_("the destination does not accept the node's signature"), _("Join the node again.")),
+    "other-receiver": (_("another node answers at its address"), _("Check the address of the destination.")),
+    "database-busy": (_("the database there is busy"), _("It goes on by itself.")),
+    "instance-invalid": _FILE_REFUSED,
     "commitment-refused": (
         _("the destination refuses to answer for the image"),
         _("It is sent again by itself; if it stays, ask who runs the destination."),
@@ -78,6 +94,40 @@ _ERRORS: dict[str, tuple[Text, Text]] = {
     "other-content-there": (
         _("another image lies there under the same number"),
         _("Compare the two; the destination does not replace it."),
+    ),
+    **dict.fromkeys(
+        ("bad-upload", "body-too-long", "unknown-encoding", "digests-missing", "length-missing"),
+        (_("the two do not understand each other"), _("Bring the older of the two up to date, then try again.")),
+    ),
+    **dict.fromkeys(
+        (
+            *("not-dicom", "truncated", "invalid-vr", "invalid-deflate", "length-out-of-bounds", "missing-uid"),
+            *("invalid-uid", "nesting-too-deep", "too-many-elements", "unknown-transfer-syntax", "uid-in-use"),
+            *("sop-class-mismatch", "sop-class-not-supported", "sop-instance-mismatch", "transfer-syntax-mismatch"),
+        ),
+        _FILE_REFUSED,
+    ),
+    "busy": (_("the destination is busy"), _("It goes on by itself.")),
+    **dict.fromkeys(
+        ("store-failed", "stow-failed"),
+        (_("the destination could not take the image"), _("It is sent again by itself.")),
+    ),
+    "protocol-error": (
+        _("the destination does not keep to the protocol"),
+        _("It is sent again by itself; if it stays, ask who runs the destination."),
+    ),
+    "read-back-failed": (_("it was taken there and cannot be read back"), _("It is sent again by itself.")),
+    "syntax-refused": (
+        _("the destination takes the image in no encoding that can be made of it"),
+        _("Ask who runs the destination, with these words."),
+    ),
+    **dict.fromkeys(
+        ("storage-damaged", "recall-failed"),
+        (_("the clinic cannot read the file now"), _("Look at the storage on the node's own page.")),
+    ),
+    "tls-authority-unreadable": (
+        _("the node cannot read the authorities that it trusts"),
+        _("Check the file that REGIS_NODE_TLS_CA names."),
     ),
     "not-found-there": (_("it was taken there and is not listed"), _("It is sent again by itself.")),
     **FOREIGN_ERRORS,

@@ -172,6 +172,21 @@ def test_the_ledger_names_every_error_and_a_retry_clears_it(store: Store) -> Non
     assert OutboxEntry.objects.filter(kind="delivery.progress").exists(), "the centre is told"
 
 
+def test_the_ledger_knows_since_when_something_fails_and_forgets_it_with_the_proof(store: Store) -> None:
+    study = store()
+    row = Delivery.objects.get()
+    begun = timezone.now()
+    deliveries.record_failure(row, TransientError("body-damaged"))
+    first = Delivery.objects.get().failing_since
+    assert first is not None
+    assert first >= begun
+    deliveries.record_failure(row, TransientError("not-restored"))
+    assert Delivery.objects.get().failing_since == first, "another error is no other beginning"
+    assert datetime.fromisoformat(ledger.progress_of(study, "archive")["failing_since"]) == first
+    deliveries.record_proof(row, Proof("receipt", {}, 0))
+    assert ledger.progress_of(study, "archive")["failing_since"] is None
+
+
 def test_a_retry_of_another_destination_or_study_changes_nothing(store: Store) -> None:
     store()
     deliveries.record_failure(Delivery.objects.get(), PermanentError("source-damaged"))
