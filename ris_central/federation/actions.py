@@ -84,6 +84,7 @@ def join(request: JoinRequest) -> JoinAnswer:
         "invalid-key", "key-taken".
     """
     public_key_from_text(request.public_key)
+    directories.one_at_a_time()
     code = JoinCode.objects.select_for_update(of=("self",)).filter(digest=_digest(request.code)).first()
     if code is None:
         raise PermanentError("join-code-wrong", "no such code")
@@ -120,6 +121,7 @@ def begin(node: Node) -> None:
 @transaction.atomic
 def revoke(node: Node, *, request: HttpRequest | None = None) -> None:
     """Trust this node no more: its requests are refused here, and its peers forget its key."""
+    directories.one_at_a_time()
     Node.objects.filter(pk=node.pk).update(revoked_at=timezone.now())
     JoinCode.objects.filter(node=node, used_at=None).delete()
     record("node.revoked", request=request, actor=None if request else "centre", entity=node)

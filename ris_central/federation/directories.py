@@ -1,5 +1,7 @@
 """What every node is told of the others, and the outbox of commands."""
 
+from django.db import connection
+
 from gateway.envelope import CommandBody, Directory, Peer
 from ris_central.federation.keys import token_keys
 from ris_central.federation.models import Command, Node
@@ -36,8 +38,21 @@ def directory_of(node: Node) -> Directory:
     )
 
 
+_BROADCASTING = 0x5245_4744
+
+
+def one_at_a_time() -> None:
+    """Wait until nobody else changes the trust list; call it before the first row of such a change is read.
+
+    Two nodes that join at once would each be in a directory without the other, and the later one would count.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_BROADCASTING])
+
+
 def broadcast() -> None:
     """Send every trusted node the directory as it is now."""
+    one_at_a_time()
     for node in Node.objects.filter(joined_at__isnull=False, revoked_at=None).select_related("site"):
         send_command(node, directory_of(node))
 

@@ -44,6 +44,7 @@ def change_key(change: KeyChange) -> None:
         "invalid-key".
     """
     public_key_from_text(change.new_key)
+    directories.one_at_a_time()
     node = Node.objects.select_for_update(no_key=True, of=("self",)).filter(name=change.node, joined_at__isnull=False)
     found = node.first()
     if found is None:

@@ -1,11 +1,13 @@
 """Joining, commands and trust at the centre."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Barrier
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from gateway.envelope import Directory, JoinRequest, SendStudy
@@ -49,6 +51,27 @@ def drain(node: Node) -> list[str]:
     """The types of what waits for the node; afterwards nothing does."""
     taken = actions.take_commands(node.pk, 0)
     return [str(command.body["type"]) for command in taken]
+
+
+def test_nodes_that_join_at_the_same_moment_are_all_in_what_each_is_told_last(transactional_db: None) -> None:
+    site = Site.objects.create(code="a", name="Clinic A", kind=Site.Kind.OWN_PACS, accession_prefix="A")
+    archive = joined(site, "archive", "archive")
+    names = [f"clinic-{number}" for number in range(4)]
+    codes = [actions.create_join_code(site, "clinic", name)[1] for name in names]
+    together = Barrier(len(codes))
+
+    def join(code: str) -> None:
+        try:
+            together.wait()
+            actions.join(asked(code))
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(len(codes)) as pool:
+        list(pool.map(join, codes))
+    for node in (archive, *Node.objects.filter(name__in=names)):
+        told = Command.objects.filter(node=node, type="directory").latest("pk").body
+        assert [peer["name"] for peer in told["peers"]] == ["archive", *names], node.name
 
 
 def test_a_code_makes_a_node_known_and_tells_the_region(site: Site) -> None:
