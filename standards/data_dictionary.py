@@ -1,11 +1,21 @@
-"""Which value representation an element has that does not say it itself. Source: PS3.6 6"""
+"""Tags, and which value representation an element has that does not say it itself. Source: PS3.6 6"""
 
 from typing import Final
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR
+from pydicom.tag import BaseTag
 
 _REPEATING_GROUPS: Final = (0x50, 0x60)
+_TAGS: Final = {number: BaseTag(number) for number in DicomDictionary}
+
+
+def tag_of(number: int) -> BaseTag:
+    """The tag, always the same object for what the dictionary knows.
+
+    What is the same needs no comparing, and pydicom compares tags in Python whenever a data set is asked for one.
+    """
+    return _TAGS.get(number) or BaseTag(number)
 
 
 def dictionary_vr(tag: int) -> str | None:

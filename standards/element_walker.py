@@ -14,7 +14,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
 
 from standards import charsets
-from standards.data_dictionary import dictionary_vr
+from standards.data_dictionary import dictionary_vr, tag_of
 from standards.errors import PermanentError
 
 MAX_DEPTH: Final = 64
@@ -210,7 +210,7 @@ class Walker:
                 break
             element = self._value(tag, vr, length, limit, encoding, depth, charset)
             if element is not None:
-                elements[BaseTag(tag)] = element
+                elements[tag_of(tag)] = element
             if tag == 0x00080005 and isinstance(element, RawDataElement) and not self._written_in:
                 value = (element.value or b"").decode("latin-1")
                 charset = _CharacterSet.of(value if value.strip(" \0") else self._default_charset)
@@ -243,7 +243,7 @@ class Walker:
             budget.walked -= 1
             budget.kept_elements -= 1
             budget.kept_bytes -= length
-            tag = BaseTag(group << 16 | number)
+            tag = tag_of(group << 16 | number)
             elements[tag] = RawDataElement(tag, name, length, value, base + start, False, little_endian, True, False)
             position = stop
         if position > 0:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from tempfile import SpooledTemporaryFile
 from typing import IO, BinaryIO, Final
 
@@ -25,6 +25,7 @@ from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag
 
 from standards import charsets, transfer_syntaxes
+from standards.data_dictionary import tag_of
 from standards.element_walker import LONG_VRS, Budget, PixelElement, Walker
 from standards.errors import PermanentError
 from standards.uids import named, validated_uid
@@ -87,11 +88,12 @@ def read_header(
     fileobj: BinaryIO,
     transfer_syntax: str | None = None,
     *,
+    start: int = 0,
     required: Sequence[str] = IDENTIFYING,
     default_charset: str = "",
     more_to_come: bool = False,
 ) -> Header:
-    """Read a Part 10 file, or with ``transfer_syntax`` a bare data set, from a seekable binary file at position 0.
+    """Read a Part 10 file from a seekable binary file, or with ``transfer_syntax`` a bare data set from ``start`` on.
 
     ``required`` names the UIDs that must be present. ``default_charset`` is what an absent (0008,0005) means here, or
     what texts are written in whatever it says (``charsets.overriding``); "": what a stored file's provenance says.
@@ -108,7 +110,7 @@ def read_header(
         syntax = text(file_meta, "TransferSyntaxUID")
         default_charset = default_charset or Provenance.of(file_meta).default_character_set
     else:
-        file_meta, start, syntax = Dataset(), 0, transfer_syntax.rstrip("\0 ")
+        file_meta, syntax = Dataset(), transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):
         raise PermanentError("unknown-transfer-syntax", named(syntax) or "none is named")
     with _plain(fileobj, start, syntax) as (plain, begin):
@@ -190,7 +192,7 @@ def _tag(keyword: str) -> BaseTag:
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise KeyError(keyword)
-    return BaseTag(tag)
+    return tag_of(tag)
 
 
 def _uid(dataset: Dataset, keyword: str, is_required: bool) -> str:
@@ -312,17 +314,22 @@ def write_file_meta(
 
     Raises: PermanentError("invalid-uid").
     """
-    return _encode_meta(
-        {
-            0x0001: (b"OB", b"\0\1"),
-            0x0002: (b"UI", validated_uid(sop_class_uid).encode()),
-            0x0003: (b"UI", validated_uid(sop_instance_uid).encode()),
-            0x0010: (b"UI", validated_uid(transfer_syntax).encode()),
-            0x0012: (b"UI", IMPLEMENTATION_CLASS_UID.encode()),
-            0x0013: (b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
-            **(provenance.elements() if provenance else {}),
-        }
-    )
+    before, behind = _around_instance(sop_class_uid, transfer_syntax, provenance)
+    body = before + _meta_element(0x0003, b"UI", validated_uid(sop_instance_uid).encode()) + behind
+    return bytes(128) + b"DICM" + _meta_element(0x0000, b"UL", struct.pack("<L", len(body))) + body
+
+
+@lru_cache(256)
+def _around_instance(sop_class_uid: str, transfer_syntax: str, provenance: Provenance | None) -> tuple[bytes, bytes]:
+    """The elements before and behind the instance's UID, which all have in common that a sender sends of a class."""
+    elements = {
+        0x0010: (b"UI", validated_uid(transfer_syntax).encode()),
+        0x0012: (b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+        0x0013: (b"SH", IMPLEMENTATION_VERSION_NAME.encode()),
+        **(provenance.elements() if provenance else {}),
+    }
+    before = _meta_element(0x0001, b"OB", b"\0\1") + _meta_element(0x0002, b"UI", validated_uid(sop_class_uid).encode())
+    return before, b"".join(_meta_element(number, *elements[number]) for number in sorted(elements))
 
 
 def dataset_offset(head: bytes) -> int:
@@ -336,11 +343,6 @@ def dataset_offset(head: bytes) -> int:
 def read_meta(head: bytes) -> Dataset:
     """The meta group of a Part 10 file of which ``head`` is the beginning. Raises: PermanentError as above."""
     return _meta_group(io.BytesIO(head))[0]
-
-
-def _encode_meta(elements: dict[int, tuple[bytes, bytes]]) -> bytes:
-    body = b"".join(_meta_element(number, *elements[number]) for number in sorted(elements))
-    return bytes(128) + b"DICM" + _meta_element(0x0000, b"UL", struct.pack("<L", len(body))) + body
 
 
 def _meta_element(number: int, vr: bytes, value: bytes) -> bytes:

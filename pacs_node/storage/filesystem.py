@@ -65,7 +65,8 @@ class FilesystemStorage:
 
     def check_space(self, coming: int = 0) -> None:
         """Raises: TransientError("storage-full") below the watermark, or if ``coming`` bytes more would lead there."""
-        total, free = self.total_bytes(), self.free_bytes()
+        usage = shutil.disk_usage(self.root)
+        total, free = usage.total, usage.free
         if coming and self.watermarks.refuse.of(total) > free - coming:
             raise TransientError("storage-full", f"only {free // 1_000_000} MB are free for {coming // 1_000_000} MB")
         if self.watermarks.refuses(total, free):
@@ -100,30 +101,31 @@ class FilesystemStorage:
         not whole: the next that asks for the name sets it aside.
         """
         target = self.root / key
+        folder = target.parent
         try:
-            if not self._name(incoming, target):
+            if not self._name(incoming, target, folder):
                 return False
             if isinstance(incoming, Path):
                 fsync_path(incoming)
                 incoming.unlink()
             else:
                 incoming.sync()
-            fsync_path(target.parent)
+            fsync_path(folder)
         except OSError as error:
             raise self._translated(error) from error
         return True
 
-    def _name(self, incoming: Incoming | Path, target: Path) -> bool:
+    def _name(self, incoming: Incoming | Path, target: Path, folder: Path) -> bool:
         if isinstance(incoming, Incoming):
             incoming.write_out()
-        self._make_durable(target.parent)
+        self._make_durable(folder)
         try:
             _link(incoming, target)  # unlike a rename, a link never replaces what is there
         except FileExistsError:
             return False
         except FileNotFoundError:  # the folder was removed behind our back (last instance released)
             self._durable.clear()
-            self._make_durable(target.parent)
+            self._make_durable(folder)
             _link(incoming, target)
         return True
 

@@ -23,7 +23,7 @@ from standards.part10 import DIGEST_TO_COME
 _BUFFER: Final = 1 << 20
 _HEAD: Final = 1 << 18
 """What stays in memory of a longer file, for reading its header."""
-_HASHED_AT_ONCE: Final = 1 << 19
+_HASHED_AT_ONCE: Final = 1 << 18
 _BLOCK: Final = 4096
 _IDLE_BUFFERS: Final = 8
 _NOT_HERE: Final = {errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOENT}
@@ -66,6 +66,8 @@ class Incoming:
         self._head = b""
         self._digest_at = -1
         self._complete = False
+        self.transfer_syntax = ""
+        """Of the data set, where the meta group is our own and need not be read again."""
 
     def begin(self, meta: bytes) -> Self:
         """Preamble and file meta group; the digest of what follows is put where ``meta`` has a place for it.
@@ -149,20 +151,17 @@ class Incoming:
         """The rest to the disk, with the digest in its place. What is left for durability is :meth:`sync`."""
         if self._complete:
             return
-        size, end = self.size, self._fill
         digest = self.dataset_sha256().encode()
         first = self._view if not self._start else memoryview(bytearray(self._head[:_BLOCK]))
         if self._digest_at >= 0:
             first[self._digest_at : self._digest_at + len(digest)] = digest
-        if self._direct:  # goes by whole blocks only
-            end += -end % _BLOCK
-            self._view[self._fill : end] = bytes(end - self._fill)
-        self._write(self._start, self._view[:end])
-        if end != self._fill:
-            os.ftruncate(self._descriptor, size)
+        whole = 0
+        if self._direct:  # whole blocks only; to cut a longer file costs more than the cache does
+            whole = self._fill - self._fill % _BLOCK
+            self._write(self._start, self._view[:whole])
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)
+        self._write(self._start + whole, self._view[whole : self._fill])
         if self._start:
-            if self._direct:
-                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)
             self._write(0, first)
         self._complete = True
 
@@ -192,7 +191,7 @@ class Incoming:
 
     def link(self, target: Path) -> None:
         """Give the whole file a name. Raises: FileExistsError, FileNotFoundError (no such folder), OSError."""
-        source = os.fspath(self.path)
+        source = self._name or f"/proc/self/fd/{self._descriptor}"
         # With a folder's descriptor Python calls linkat, the only call that can name a nameless file.
         os.link(source, target, src_dir_fd=None if self._name else self._descriptor, follow_symlinks=True)
 

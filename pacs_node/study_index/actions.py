@@ -68,7 +68,9 @@ def receive(sop_class: str, sop_instance: str, transfer_syntax: str, source: Sou
 
     Raises: PermanentError("invalid-uid"), TransientError("storage-full").
     """
-    return storage().receive(write_file_meta(sop_class, sop_instance, transfer_syntax, source.provenance()))
+    incoming = storage().receive(write_file_meta(sop_class, sop_instance, transfer_syntax, source.provenance()))
+    incoming.transfer_syntax = transfer_syntax
+    return incoming
 
 
 def ingest(
@@ -142,9 +144,16 @@ class Described:
 
 def _describe(incoming: Incoming, source: Source, *, more_to_come: bool = False) -> Described:
     reader = cast(BinaryIO, incoming.reader())
-    header = read_header(reader, default_charset=source.default_character_set, more_to_come=more_to_come)
-    if header.dataset_offset != incoming.dataset_offset:
+    reader.seek(incoming.dataset_offset)
+    if reader.read(2) == b"\2\0":
         raise PermanentError("not-dicom", "the data set begins with file meta elements, which would change its syntax")
+    header = read_header(
+        reader,
+        incoming.transfer_syntax or None,
+        start=incoming.dataset_offset,
+        default_charset=source.default_character_set,
+        more_to_come=more_to_come,
+    )
     return Described(header, index_rows(header, default_issuer=source.default_issuer))
 
 

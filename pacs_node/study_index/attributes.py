@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
 from pacs_node.study_index.models import Instance, Series, Study
+from standards.data_dictionary import tag_of
 from standards.matching import normal_form
 from standards.part10 import UNREADABLE, Header, text
 from standards.person_names import folds, rough_name, sort_key
@@ -195,6 +196,9 @@ def _time(dataset: Dataset, keyword: str) -> str:
 
 
 def _unsigned(dataset: Dataset, keyword: str) -> int | None:
+    raw = dataset._dict.get(_tags((keyword,))[0])
+    if isinstance(raw, RawDataElement) and raw.VR == "US" and raw.value is not None and len(raw.value) == 2:
+        return int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
     value = integer(dataset, keyword)
     return value if value is not None and value >= 0 else None
 
@@ -220,7 +224,7 @@ def json_attributes(dataset: Dataset, keywords: tuple[str, ...]) -> dict[str, An
 
 @cache
 def _tags(keywords: tuple[str, ...]) -> tuple[BaseTag, ...]:
-    return tuple(BaseTag(tag) for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None)
+    return tuple(tag_of(tag) for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None)
 
 
 def _raw_json(raw: RawDataElement) -> dict[str, Any]:

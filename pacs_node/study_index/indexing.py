@@ -19,6 +19,8 @@ from django.db import (
     connections,
     transaction,
 )
+from django.db.backends.utils import CursorWrapper
+from django.db.models import DateTimeField, JSONField
 from django.utils import timezone
 
 from gateway.actions import record_conflict, record_held
@@ -112,10 +114,11 @@ class GroupCommit:
 def write_rows(batch: list[Entry]) -> None:
     """One transaction for all; where it fails, one for each, so that nobody fails for a neighbour."""
     try:
-        with transaction.atomic():
+        # The proxy that Django offers looks the thread's own connection up at each use.
+        with transaction.atomic(), connections[DEFAULT_DB_ALIAS].cursor() as cursor:
             for entry in batch:
-                _insert(entry)
-            _count(batch)
+                _insert(entry, cursor)
+            _count(batch, cursor)
             _announce(batch)
     except DatabaseError as error:
         for entry in batch:
@@ -133,12 +136,12 @@ def write_rows(batch: list[Entry]) -> None:
 commit = GroupCommit(write_rows)
 
 
-def _insert(entry: Entry) -> None:
+def _insert(entry: Entry, cursor: CursorWrapper) -> None:
     if not _is_remembered(entry.rows):
         _merge(entry.rows)
-    if not _insert_instance(entry):
+    if not _insert_instance(entry, cursor):
         _merge(entry.rows)  # remembered, yet gone: another process emptied the tables
-        if not _insert_instance(entry):
+        if not _insert_instance(entry, cursor):
             raise IntegrityError("the series of the instance is not in the index")
 
 
@@ -146,7 +149,8 @@ def _insert(entry: Entry) -> None:
 
 
 @cache
-def _statement() -> tuple[str, tuple[Any, ...]]:
+def _statement() -> tuple[str, list[tuple[str, Any, Callable[..., Any] | None]]]:
+    """The statement, and of each column the field's name, its default, and what prepares a value that is not plain."""
     fields = tuple(f for f in Instance._meta.local_concrete_fields if f.name not in ("id", "series"))
     quote = connection.ops.quote_name
     series, study = quote(Series._meta.db_table), quote(Study._meta.db_table)
@@ -157,11 +161,14 @@ def _statement() -> tuple[str, tuple[Any, ...]]:
         f"SELECT {series}.id, {values} FROM {series} JOIN {study} ON {study}.id = {series}.study_id "
         f"WHERE {series}.series_instance_uid = %s AND {study}.study_instance_uid = %s "
         f"AND {study}.patient_id = %s AND {study}.issuer_of_patient_id = %s RETURNING id, series_id"
-    ), fields
+    ), [
+        (f.name, f.get_default(), f.get_db_prep_save if isinstance(f, DateTimeField | JSONField) else None)
+        for f in fields
+    ]
 
 
-def _insert_instance(entry: Entry) -> bool:
-    statement, fields = _statement()
+def _insert_instance(entry: Entry, cursor: CursorWrapper) -> bool:
+    statement, columns = _statement()
     rows = entry.rows
     values = {
         **rows.instance,
@@ -170,34 +177,27 @@ def _insert_instance(entry: Entry) -> bool:
         "variant_sha256": rows.instance["dataset_sha256"] if entry.is_variant else "",
         "created_at": timezone.now(),
     }
-    given = [values[f.name] if f.name in values else f.get_default() for f in fields]
-    here = connections[DEFAULT_DB_ALIAS]  # the proxy that Django offers looks the thread's own up at each use
-    given = [
-        value if value is None or isinstance(value, str | int) else f.get_db_prep_save(value, here)
-        for f, value in zip(fields, given, strict=True)
+    given = []
+    for name, default, prepare in columns:
+        value = values.get(name, default)
+        given.append(value if prepare is None or value is None else prepare(value, cursor.db))
+    given += [
+        rows.series["series_instance_uid"],
+        rows.study["study_instance_uid"],
+        rows.study["patient_id"],
+        rows.study["issuer_of_patient_id"],
     ]
-    with here.cursor() as cursor:
-        cursor.execute(
-            statement,
-            [
-                *given,
-                rows.series["series_instance_uid"],
-                rows.study["study_instance_uid"],
-                rows.study["patient_id"],
-                rows.study["issuer_of_patient_id"],
-            ],
-        )
-        found = cursor.fetchone()
+    cursor.execute(statement, given)
+    found = cursor.fetchone()
     if found is None:
         return False
     entry.instance_key, entry.series_key = found
     return True
 
 
-def _count(batch: list[Entry]) -> None:
+def _count(batch: list[Entry], cursor: CursorWrapper) -> None:
     added = Counter(entry.series_key for entry in batch if not entry.is_variant)
-    with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
-        cursor.executemany(_COUNT, [(count, key) for key, count in added.items()])
+    cursor.executemany(_COUNT, [(count, key) for key, count in added.items()])
 
 
 def _announce(batch: list[Entry]) -> None:
