@@ -36,8 +36,12 @@ _JUDGED: Final = {
     "ISO_IR 100": "latin_1",
     "ISO_IR 144": "iso8859_5",
     "ISO_IR 192": "utf_8",
+    "ISO 2022 IR 6": "latin_1",
+    "ISO 2022 IR 100": "latin_1",
+    "ISO 2022 IR 144": "iso8859_5",
 }
-"""Declared sets that may lie, and what they are read as. Others (Japanese, Greek, code extensions) are believed."""
+"""Declared sets that may lie, and what they are read as. Others (Japanese, Greek) are believed, and so are texts with
+escape sequences; code extensions without any say no more than the last of their sets."""
 
 # What names and short descriptions look like: pairs of letters are counted in it.
 _SAMPLE: Final = """
@@ -120,9 +124,9 @@ def detect(values: Iterable[bytes], declared: str | Sequence[str] | None) -> Det
     """Judge all texts of a data set (encoded); None where the declared set is believed, or nothing is beyond ASCII."""
     beyond = [bytes(value) for value in values if not bytes(value).isascii()]
     terms = charsets.terms(declared)
-    if not beyond or len(terms) > 1 or terms[0] not in _JUDGED or any(b"\x1b" in value for value in beyond):
+    if not beyond or not _JUDGED.keys() >= set(terms) or any(b"\x1b" in value for value in beyond):
         return None
-    said = _JUDGED[terms[0]]
+    said = _JUDGED[terms[-1]]
     scores = {name: _score(beyond, name) for name in dict.fromkeys((*CANDIDATES, said))}
     possible = {
         name: score + (_BELIEVED if name == said else 0.0) for name, score in scores.items() if score is not None
@@ -132,14 +136,14 @@ def detect(values: Iterable[bytes], declared: str | Sequence[str] | None) -> Det
     if not possible:
         return None
     best = max(possible, key=lambda name: possible[name])
-    is_declared = best == said and terms[0] not in ("", "ISO_IR 6")
+    is_declared = best == said and terms[-1] not in ("", "ISO_IR 6", "ISO 2022 IR 6")
     if is_declared or best == "latin_1":
         return None
     margin = possible[best] - max([score for name, score in possible.items() if name != best], default=-math.inf)
     confidence = 1 - math.exp(-max(margin, 0) / 2) if math.isfinite(margin) else 0.99
     if sum(map(str.isalpha, "".join(value.decode(best) for value in beyond))) < _ENOUGH_LETTERS:
         confidence /= 2
-    return Detection(terms[0], best, round(confidence, 3), beyond[0].decode(best).strip(" \0"))
+    return Detection("\\".join(terms), best, round(confidence, 3), beyond[0].decode(best).strip(" \0"))
 
 
 def _score(values: list[bytes], name: str) -> float | None:

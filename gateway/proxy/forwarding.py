@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from gateway.proxy.inline import failure
 from gateway.proxy.journal import Journal
 from gateway.proxy.rules import NODE, OLD_PACS, Peer, Rules
 from gateway.proxy.sending import Outgoing, with_fallbacks
@@ -29,7 +30,7 @@ _TRANSIENT_STATUSES: Final = range(0xA700, 0xA800)
 
 
 class Forwarder(threading.Thread):
-    """One thread for all destinations, so that the proxy's own sending never takes much from what passes."""
+    """One association at a time for each destination, so that the proxy's sending takes little from what passes."""
 
     def __init__(
         self,
@@ -51,6 +52,8 @@ class Forwarder(threading.Thread):
         self._stopping = stopping
         self._pauses: dict[str, tuple[float, float]] = {}
         """Destination → until when it is left alone, and for how long then."""
+        self._running: dict[str, threading.Thread] = {}
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         """Forward until told to stop."""
@@ -62,24 +65,44 @@ class Forwarder(threading.Thread):
                 self._journal.count("failure:forwarding-failed")
 
     def step(self) -> None:
-        """Send a batch to each destination for which something waits and which is not left alone."""
+        """Begin with a batch for each destination for which something waits and which is not left alone."""
         for name in self._spool.destinations():
-            until, pause = self._pauses.get(name, (0.0, _FIRST_PAUSE))
-            if name == NODE or until > time.monotonic():
+            until, _ = self._pauses.get(name, (0.0, _FIRST_PAUSE))
+            running = self._running.get(name)
+            if name == NODE or until > time.monotonic() or (running is not None and running.is_alive()):
                 continue
-            try:
-                self._send(name, list(islice(self._spool.waiting(name), _AT_ONCE)))
-            except TransientError as error:
-                self._pauses[name] = (time.monotonic() + pause, min(pause * 2, _LONGEST_PAUSE))
-                self._journal.facts.setdefault("destinations", {})[name] = str(error)
-                if pause == _FIRST_PAUSE:
-                    log.warning("destination-away", destination=name, error=str(error))
-            else:
-                self._pauses.pop(name, None)
-                self._journal.facts.get("destinations", {}).pop(name, None)
+            self._running[name] = threading.Thread(
+                target=self._attempt, args=(name,), name=f"proxy-to-{name}", daemon=True
+            )
+            self._running[name].start()
+
+    def _attempt(self, name: str) -> None:
+        """In a thread of its own, so that a destination that hangs keeps nobody else waiting."""
+        try:
+            self._send(name, list(islice(self._spool.waiting(name), _AT_ONCE)))
+        except (RegisError, OSError) as error:
+            _, pause = self._pauses.get(name, (0.0, _FIRST_PAUSE))
+            self._pauses[name] = (time.monotonic() + pause, min(pause * 2, _LONGEST_PAUSE))
+            self._tell(name, failure(error))
+            if pause == _FIRST_PAUSE:
+                log.warning("destination-away", destination=name, error=failure(error))
+        except Exception:  # the boundary of the thread: logged, and tried again
+            log.exception("forwarding-failed")
+            self._journal.count("failure:forwarding-failed")
+            self._pauses[name] = (time.monotonic() + _LONGEST_PAUSE, _LONGEST_PAUSE)
+        else:
+            self._pauses.pop(name, None)
+            self._tell(name, "")
+
+    def _tell(self, name: str, reason: str) -> None:
+        """Why copies for a destination wait; "" where they do not."""
+        with self._lock:
+            others = {known: why for known, why in self._journal.facts.get("destinations", {}).items() if known != name}
+            self._journal.facts["destinations"] = {**others, **({name: reason} if reason else {})}
 
     def _send(self, name: str, paths: list[Path]) -> None:
-        """Raises: TransientError when the destination is away."""
+        """Raises: TransientError when the destination is away, PermanentError when it refuses to talk, OSError."""
+        paths = [path for path in paths if self._is_readable(name, path)]
         while paths and not self._stopping.is_set():
             peer, calling = self._peer(name, paths[0])
             if peer is None:
@@ -94,6 +117,14 @@ class Forwarder(threading.Thread):
             with Outgoing(peer, calling, with_fallbacks(wanted), self._timeout) as outgoing:
                 for path in batch:
                     self._send_one(outgoing, name, path)
+
+    def _is_readable(self, name: str, path: Path) -> bool:
+        try:
+            part10.read_meta(head_of(path))
+        except PermanentError as error:  # a disk that lies; one such file must not hold up the others
+            self._refused(name, path, "", error)
+            return False
+        return True
 
     def _peer(self, name: str, path: Path) -> tuple[Peer | None, str]:
         """Who it goes to, and under whose name: what the old PACS missed goes there as from its device."""

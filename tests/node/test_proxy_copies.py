@@ -1,6 +1,9 @@
 """Copies reach destinations that take other encodings, decoded and never compressed anew, in flat memory."""
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from pydicom.filereader import dcmread
 from pydicom.uid import JPEGLSLossless
 
 from deploy.processes import wait_until
+from gateway.proxy import journal
+from standards import upper_layer
 from standards.deidentification import pseudonym_uid
 from tests.factories.dicom import ct_series, part10
 from tests.node.proxied import COPY_ALL, Orthanc, Proxy, Store, dcmtk
@@ -128,6 +133,50 @@ def test_what_cannot_be_decoded_is_kept_aside_with_the_reason(proxy: Proxy, tmp_
         assert there.received() == []
     finally:
         there.stop()
+
+
+def test_destinations_that_hang_or_refuse_and_files_that_are_spoilt_hold_up_nobody(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    there = Store(tmp_path / "store")
+    there.start()
+    with socket.create_server(("127.0.0.1", 0)) as hangs, socket.create_server(("127.0.0.1", 0)) as refuses:
+        threading.Thread(target=_refuse_all, args=(refuses,), daemon=True).start()
+        proxy.rules = there.named("VIEWER") + '[[rule]]\ncopy = ["A_HANGS", "A_REFUSES", "VIEWER"]\n'
+        for name, listener in (("A_HANGS", hangs), ("A_REFUSES", refuses)):
+            proxy.rules += f'[destinations.{name}]\nhost = "127.0.0.1"\nport = {listener.getsockname()[1]}\n'
+        spoilt = proxy.state_folder / "spool" / "to" / "VIEWER"
+        spoilt.mkdir(parents=True)
+        (spoilt / "0-1-2-aa.dcm").write_bytes(bytes(300))
+        proxy.start()
+        path = tmp_path / "1.dcm"
+        path.write_bytes(part10(ct_series(1)[0]))
+        try:
+            assert dcmtk("storescu", proxy.port, path).returncode == 0
+            wait_until(lambda: len(there.received()) == 1, 60, "who takes it has it")
+            assert [one.name for one in (spoilt.parents[1] / "failed" / "VIEWER").iterdir()] == ["0-1-2-aa.dcm"]
+            wait_until(lambda: "association-rejected" in _why(proxy, "A_REFUSES"), 60, "it is said why it waits")
+            wait_until(lambda: _why(proxy, "A_HANGS") != "", 90, "and that the other does not answer")
+            assert [len(proxy.waiting(name)) for name in ("A_HANGS", "A_REFUSES", "VIEWER")] == [1, 1, 0]
+        finally:
+            there.stop()
+
+
+def _why(proxy: Proxy, destination: str) -> str:
+    """Why copies for a destination wait, as the page shows it."""
+    return str(journal.read_state(proxy.state_folder).get("destinations", {}).get(destination, ""))
+
+
+def _refuse_all(listener: socket.socket) -> None:
+    """Rejects every association for good: the calling AE title is not recognized."""
+    while True:
+        try:
+            peer, _ = listener.accept()
+        except OSError:
+            return
+        with peer:
+            upper_layer.read_pdu(peer, 1 << 20, time.monotonic() + 30)
+            peer.sendall(bytes([3, 0, 0, 0, 0, 4, 0, 1, 1, 3]))
 
 
 RULES = {

@@ -91,6 +91,16 @@ def test_code_extensions_are_believed(name: str) -> None:
     assert detect([b"\x1b-L" + name.encode("iso8859_5")], "ISO 2022 IR 6\\ISO 2022 IR 144") is None
 
 
+@pytest.mark.parametrize("written_in", ["cp1251", "koi8_r", "utf_8"])
+@pytest.mark.parametrize("declared", ["\\ISO 2022 IR 144", "ISO 2022 IR 6\\ISO 2022 IR 144", "ISO 2022 IR 144"])
+def test_code_extensions_without_an_escape_sequence_are_judged(written_in: str, declared: str) -> None:
+    texts = ["Щёголев^Пётр^Ёжикович", "Городская больница", "КТ головы"]
+    found = detect([text.encode(written_in) for text in texts], declared)
+    assert found is not None
+    assert (found.codec, found.is_sure, found.declared) == (written_in, True, declared)
+    assert detect([text.encode("iso8859_5") for text in texts], declared) is None
+
+
 def test_sets_are_known_by_their_usual_names() -> None:
     assert [codec(name) for name in ("Windows-1251", "cp1251", "KOI8-R", "ISO_IR 144", "UTF-8")] == [
         "cp1251",
