@@ -25,6 +25,7 @@ ENTRIES_AT_ONCE = 1000
 INSTANCES_PER_EVENT = 500
 EVENTS_PER_BATCH = 500
 BYTES_PER_BATCH = 4_000_000
+LONGEST_PAUSE_SECONDS = 10.0
 HELD_AT_ONCE = 500
 SAME_REFUSAL_SECONDS = 60
 ANOTHER_HAS_THIS_EPOCH = {"epoch-superseded", "epoch-forked"}
@@ -192,17 +193,19 @@ def waiting_events(state: JoinState) -> int:
     return NumberedEvent.objects.filter(epoch=state.epoch, seq__gt=state.acknowledged_seq).count()
 
 
-def push(centre: httpx.Client) -> bool:
-    """Send the next batch of numbered events; whether there was anything to send.
+def push(centre: httpx.Client) -> float | None:
+    """Send the next batch of numbered events; after how many seconds to go on, None when there was nothing to send.
+
+    A busy centre asks to gather for a while, for it does less with more at once. What fills a batch need not wait.
 
     Raises: TransientError, PermanentError as ``client.ask`` does.
     """
     state = JoinState.objects.first()
     if state is None:
-        return False
-    batch = _next_batch(state)
+        return None
+    batch, is_full = _next_batch(state)
     if not batch:
-        return False
+        return None
     body = RawEventBatch(events=batch).model_dump_json()
     try:
         answer = client.ask(centre, state, "POST", "/federation/v1/events", body)
@@ -211,24 +214,26 @@ def push(centre: httpx.Client) -> bool:
             log.error("another-node-has-this-epoch", epoch=state.epoch, error=str(error))
             actions.new_epoch()
         raise
-    settle(EventAnswer.model_validate_json(answer), state.acknowledged_seq)
-    return True
+    heard = EventAnswer.model_validate_json(answer)
+    settle(heard, state.acknowledged_seq)
+    return 0.0 if is_full else min(heard.pause, LONGEST_PAUSE_SECONDS)
 
 
-def _next_batch(state: JoinState) -> list[RawEvent]:
+def _next_batch(state: JoinState) -> tuple[list[RawEvent], bool]:
+    """The events to send next, and whether no more fit into one batch."""
     rows = NumberedEvent.objects.filter(epoch=state.epoch, seq__gt=state.acknowledged_seq).order_by("seq")
     batch: list[RawEvent] = []
     size = 0
     for row in rows[:EVENTS_PER_BATCH].iterator(chunk_size=50):
         size += len(json.dumps(row.body))
         if batch and size > BYTES_PER_BATCH:
-            break
+            return batch, True
         batch.append(
             RawEvent(
                 schema_version=SCHEMA_VERSION, epoch=row.epoch, seq=row.seq, occurred_at=row.occurred_at, body=row.body
             )
         )
-    return batch
+    return batch, len(batch) == EVENTS_PER_BATCH
 
 
 @transaction.atomic

@@ -85,7 +85,8 @@ class Gateway:
         state = JoinState.objects.first() if queries.anything_to_tell() else None
         if state is None:
             return IDLE_SECONDS
-        return 0.0 if relay.push(self._connections.to(state.centre_url)) else IDLE_SECONDS
+        pause = relay.push(self._connections.to(state.centre_url))
+        return IDLE_SECONDS if pause is None else pause
 
     def _commands(self) -> float:
         state = JoinState.objects.first()

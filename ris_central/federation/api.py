@@ -17,6 +17,7 @@ from gateway.envelope import JoinRequest, KeyChange, NodeStatus, RawEventBatch, 
 from ris_central.audit.actions import address_of
 from ris_central.federation import actions, intake, permissions, queries, trust
 from ris_central.federation.models import Node
+from ris_central.federation.pressure import pressure
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError, TransientError
 
@@ -138,7 +139,8 @@ def keys(request: HttpRequest) -> HttpResponse:
 def events(request: HttpRequest) -> HttpResponse:
     """Take a batch of events; the answer is how far they are taken."""
     node, body = _signed(request)
-    return _answer(intake.take(node, _parse(RawEventBatch, body).events))
+    taken = intake.take(node, _parse(RawEventBatch, body).events)
+    return _answer(taken.model_copy(update={"pause": pressure.pause()}))
 
 
 @answering

@@ -45,7 +45,7 @@ from standards.uids import new_uid
 ARCHIVE: Final = "archive"
 IDLE_SECONDS, PROGRESS_SECONDS, HEARTBEAT_SECONDS = 0.3, 1.0, 5.0
 """As in ``gateway.runner``, which cannot be imported without a node's Django."""
-EVENTS_PER_BATCH, BYTES_PER_BATCH = 500, 4_000_000
+EVENTS_PER_BATCH, BYTES_PER_BATCH, LONGEST_PAUSE_SECONDS = 500, 4_000_000, 10.0
 """As in ``gateway.relay``."""
 _EVENT_BYTES: Final = 450
 """About what an instance takes in an event; bounds a batch as the relay does."""
@@ -185,11 +185,12 @@ class Node:
             if answer is None:
                 await asyncio.sleep(1)
                 continue
-            cursor = EventAnswer.model_validate_json(answer).cursor
-            taken = sum(event.seq <= cursor for event in self._waiting)
+            heard = EventAnswer.model_validate_json(answer)
+            taken = sum(event.seq <= heard.cursor for event in self._waiting)
             self._waiting = self._waiting[taken:]
             self._tally.taken += taken
-            await asyncio.sleep(0 if self._waiting else IDLE_SECONDS)
+            pause = min(heard.pause, LONGEST_PAUSE_SECONDS) if len(batch) < EVENTS_PER_BATCH else 0.0
+            await asyncio.sleep(pause if self._waiting else max(pause, IDLE_SECONDS))
 
     def _batch(self) -> Iterator[RawEvent]:
         size = 0

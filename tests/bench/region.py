@@ -129,6 +129,7 @@ class Run:
         deadline = time.monotonic() + DRAIN_SECONDS
         while any(node.waiting for node in self.nodes) and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
+        self.sample()
 
     async def _tell_of(self, seconds: float) -> None:
         rows = await asyncio.to_thread(self.region.ask, _LAG_OF_LATE, LOOK_SECONDS)
@@ -156,14 +157,15 @@ _TABLES = (
 
 def report(run: Run, progress: Callable[[str], None] = print) -> bool:
     """Print what was found; whether the centre has every event and could apply it."""
-    first, last, tally = run.samples[0], run.samples[-1], run.tally
+    first, last, drained, tally = run.samples[0], run.samples[-2], run.samples[-1], run.tally
     seconds, studies = last.at - first.at, tally.studies
     waiting = sum(node.waiting for node in run.nodes)
     progress(
         f"\n{studies} studies of {tally.instances} instances in {seconds:.0f} s: {tally.told} events told, of them"
     )
     progress(
-        f"{last.taken / seconds:.0f} a second taken; {waiting} not taken at the end; {tally.commands} commands heard"
+        f"{last.taken / seconds:.0f} a second taken; {waiting} not taken {drained.at - last.at:.0f} s later;"
+        f" {tally.commands} commands heard"
     )
     if tally.refusals:
         progress(f"refused or away: {tally.refusals}")
@@ -175,8 +177,8 @@ def report(run: Run, progress: Callable[[str], None] = print) -> bool:
     progress(f"\n{'process':<22}{'processors':>12}{'memory':>12}{'ms a study':>13}")
     shares = {}
     for name in last.cpu:
-        used = last.cpu[name] - first.cpu[name]
-        shares[name] = used / seconds
+        shares[name] = (last.cpu[name] - first.cpu[name]) / seconds
+        used = drained.cpu[name] - first.cpu[name]  # of all studies, with what was taken after the last one came
         megabytes = memory_mb(run.pids[name]) if name in run.pids else 0.0
         progress(f"{name:<22}{shares[name]:>12.2f}{megabytes:>9.0f} MB{1000 * used / max(1, studies):>13.0f}")
     grown = database_bytes(run.region.database_url) - run.empty_bytes

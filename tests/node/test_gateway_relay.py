@@ -4,11 +4,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from django.utils import timezone
 
 from gateway import actions, deliveries, relay
-from gateway.envelope import Directory, EventAnswer, JoinAnswer, Peer, SendStudy
+from gateway.envelope import Directory, EventAnswer, JoinAnswer, Peer, RawEventBatch, SendStudy
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry
 from pacs_node.study_index.actions import ingest
 from standards.uids import new_uid
@@ -158,7 +159,7 @@ def test_a_centre_restored_from_backup_gets_the_events_again(store: Store) -> No
     fresh = JoinState.objects.get()
     assert fresh.epoch == state.epoch
     assert relay.waiting_events(fresh) == highest - 1
-    assert [event.seq for event in relay._next_batch(fresh)] == list(range(2, highest + 1))
+    assert [event.seq for event in relay._next_batch(fresh)[0]] == list(range(2, highest + 1))
 
 
 def test_an_answer_that_was_overtaken_does_not_rewind(store: Store) -> None:
@@ -281,3 +282,23 @@ def test_what_was_put_off_while_the_clock_was_wrong_is_due_when_it_is_right_agai
     assert deliveries.next_waiting() is None, "a pause is a pause"
     Delivery.objects.update(next_attempt_at=tomorrow)
     assert deliveries.next_waiting() == Delivery.objects.get()
+
+
+def test_a_busy_centre_is_told_again_after_the_pause_it_asks_for_and_at_once_what_fills_a_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = join()
+    store()
+    settle_all()
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        last = RawEventBatch.model_validate_json(request.content).events[-1].seq
+        return httpx.Response(200, text=EventAnswer(epoch=state.epoch, cursor=last, pause=3).model_dump_json())
+
+    with httpx.Client(transport=httpx.MockTransport(busy), base_url="https://centre.example") as centre:
+        assert relay.push(centre) == 3
+        assert relay.push(centre) is None
+        monkeypatch.setattr(relay, "EVENTS_PER_BATCH", 1)
+        store()
+        settle_all()
+        assert relay.push(centre) == 0

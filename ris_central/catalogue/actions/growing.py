@@ -3,6 +3,7 @@
 Most of what a centre hears is that a series it knows has grown. ``look`` tells such events from those that need more
 thought (``arrivals``), and ``grow`` takes all of them by one statement. Counts are changed by what really was new, so
 that it costs no more in a large series than in a small one; where rows of before change, ``counts.recount`` counts.
+Rows are looked up one by one through their indexes (LATERAL … LIMIT 1): the plans are kept while the tables grow.
 """
 
 import json
@@ -40,8 +41,9 @@ SELECT told.n,
         OR told.accession <> '' AND o.accession_number = told.accession))))
 FROM json_to_recordset(%(told)s)
   AS told(n int, study bigint, uid text, series text, issuer text, value text, accession text, born date)
-JOIN catalogue_study t ON t.id = told.study
-LEFT JOIN catalogue_series s ON s.study_id = t.id AND s.series_instance_uid = told.series
+CROSS JOIN LATERAL (SELECT * FROM catalogue_study WHERE id = told.study LIMIT 1) t
+LEFT JOIN LATERAL (
+  SELECT id FROM catalogue_series WHERE study_id = t.id AND series_instance_uid = told.series LIMIT 1) s ON true
 """
 _NEW_SERIES: Final = """
 INSERT INTO catalogue_series (study_id, series_instance_uid, modality, series_number, series_description, series_date,
@@ -60,8 +62,9 @@ WITH told AS (
     transfer_syntax_uid text, dataset_sha256 text, pixel_sha256 text, frames_sha256 text, instance_number int,
     number_of_frames int, size bigint)
 ), there AS (
-  SELECT i.id, i.series_id FROM catalogue_seriesinstance i JOIN come c ON i.series_id = c.series
-    AND i.sop_instance_uid = c.sop_instance_uid AND i.dataset_sha256 = c.dataset_sha256
+  SELECT i.id, i.series_id FROM come c CROSS JOIN LATERAL (
+    SELECT id, series_id FROM catalogue_seriesinstance WHERE series_id = c.series
+      AND sop_instance_uid = c.sop_instance_uid AND dataset_sha256 = c.dataset_sha256 LIMIT 1) i
 ), put AS (
   INSERT INTO catalogue_seriesinstance (series_id, sop_instance_uid, sop_class_uid, transfer_syntax_uid, dataset_sha256,
     pixel_sha256, frames_sha256, instance_number, number_of_frames, size)
@@ -85,7 +88,7 @@ WITH told AS (
     identity = excluded.identity, updated_at = excluded.updated_at
 ), series AS (
   UPDATE catalogue_series s SET instance_count = s.instance_count + g.known, instances_safe = s.instances_safe + g.safe
-  FROM gained g WHERE s.id = g.series_id
+  FROM gained g WHERE s.id = g.series_id AND s.id = ANY(ARRAY(SELECT series FROM told))
 ), per_study AS (
   SELECT told.study, coalesce(sum(g.known), 0) AS known, coalesce(sum(g.safe), 0) AS safe,
     max(least(told.at, statement_timestamp())) FILTER (WHERE g.known > 0) AS latest,
@@ -97,7 +100,7 @@ UPDATE catalogue_study t SET instances_known = t.instances_known + p.known, inst
   complete_at = CASE WHEN p.known > 0 AND NOT %(archive)s THEN NULL ELSE t.complete_at END,
   modalities = CASE WHEN p.modalities <@ t.modalities THEN t.modalities ELSE ARRAY(
     SELECT DISTINCT m COLLATE "C" FROM unnest(t.modalities || p.modalities) m ORDER BY 1) END
-FROM per_study p WHERE t.id = p.study
+FROM per_study p WHERE t.id = p.study AND t.id = ANY(ARRAY(SELECT study FROM told))
 RETURNING t.id, t.instances_known, t.instances_safe, t.last_instance_at, t.complete_at, t.modalities
 """
 

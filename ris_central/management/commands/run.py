@@ -49,6 +49,7 @@ def servers(settings: CentreConfig) -> list[uvicorn.Server]:
         "access_log": False,
         "server_header": False,
         "timeout_graceful_shutdown": 5,
+        "timeout_keep_alive": 60,  # nodes come every 5 s, and each new connection is a handshake
         "ws_ping_interval": 20.0,
     }
     found = []
