@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,40 @@ def test_other_rules_decide_again_what_waits(setup: Mirror, tmp_path: Path) -> N
     finally:
         setup.configure()
     setup.wait(study, 3)
+
+
+def test_an_hour_of_nothing_holds_routine_and_lets_urgent_go_and_a_cap_lets_both(setup: Mirror, tmp_path: Path) -> None:
+    routine, _ = make_series(3, tmp_path / "routine")
+    urgent, _ = make_series(3, tmp_path / "urgent")
+    setup.configure(rates=[{"since": "00:00", "until": "00:00", "kilobits_per_second": 0}])
+    try:
+        setup.region.take_in(setup.clinic, tmp_path / "routine")
+        wait_until(lambda: setup.rows(routine) == [("waiting", "rate", "")] * 3, 120, "held for an hour with a rate")
+        held_until = "SELECT count(*) FROM gateway_delivery WHERE study_instance_uid = ? AND held_until IS NOT NULL"
+        assert setup.clinic.query(held_until, routine) == [(3,)], "and it says until when"
+        setup.region.send("clinic", {"type": "study.send", "study_instance_uid": urgent, "priority": 0})
+        setup.region.take_in(setup.clinic, tmp_path / "urgent")
+        setup.wait(urgent, 3)
+        assert setup.rows(routine) == [("waiting", "rate", "")] * 3
+        setup.configure(rates=[{"since": "00:00", "until": "00:00", "kilobits_per_second": 800}])
+        setup.wait(routine, 3)
+    finally:
+        setup.configure()
+
+
+def test_what_a_rule_keeps_for_the_night_goes_when_night_comes(setup: Mirror, tmp_path: Path) -> None:
+    night = [{"when": "night"}]
+    study, _ = make_series(3, tmp_path)
+    here = datetime.now(UTC)  # whatever the zone of the site, its clock is outside of three hours so far off
+    later, soon = (f"{here + timedelta(hours=hours):%H:%M}" for hours in (9, 12))
+    setup.configure(rules=night, night_since=later, night_until=soon)
+    try:
+        setup.region.take_in(setup.clinic, tmp_path)
+        wait_until(lambda: setup.rows(study) == [("waiting", "night", "")] * 3, 120, "held for the night")
+        setup.configure(rules=night, night_since=soon, night_until=later)
+        setup.wait(study, 3)
+    finally:
+        setup.configure()
 
 
 def test_a_person_holds_a_study_and_gives_it_back(setup: Mirror, tmp_path: Path) -> None:

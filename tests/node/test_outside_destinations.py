@@ -18,7 +18,9 @@ from gateway.outside.commitments import Answer, Commitments, Reference
 from gateway.outside.stow import StowCarrier, judged
 from gateway.outside.web import authorization
 from pacs_node.config import config
-from pacs_node.dimse.outside import StoreCarrier
+from pacs_node.dimse.commitment import keep_result
+from pacs_node.dimse.models import Commitment
+from pacs_node.dimse.outside import Scu, StoreCarrier
 from pacs_node.study_index.actions import ingest
 from standards.errors import PermanentError, RegisError, TransientError
 from standards.uids import new_uid
@@ -219,6 +221,56 @@ def test_commitment_is_asked_a_study_at_a_time_and_a_refusal_sends_the_instance_
     assert (safe.status, safe.proof) == ("delivered", "committed")
     assert (refused.status, refused.proof) == ("waiting", "")
     assert refused.last_error == "commitment-refused: 0112 no such object instance"
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Delivery]:
+    """Two instances that a PACS took, and the request to answer for them is on its way to it."""
+    place = OutsideDestination(name="old", kind="dicom", ae_title="OLDPACS", host="127.0.0.1", port=9)
+    told = Configuration.model_validate({"mirror": {"outside": [place.model_dump()]}})
+    monkeypatch.setattr("gateway.outside.commitments.queries.configuration", lambda: told)
+    monkeypatch.setattr("gateway.outside.commitments.QUIET", timedelta(0))
+    rows = [held(tmp_path, "old") for _ in range(2)]
+    evidence = {"commitment": "to be asked"}
+    Delivery.objects.update(
+        study_instance_uid="1.2.3", status="delivered", proof="stored", receipted_at=timezone.now(), receipt=evidence
+    )
+    Commitments(Scu()).run()
+    assert {row.receipt["commitment"] for row in Delivery.objects.all() if row.receipt} == {"asked"}
+    return rows
+
+
+def proofs() -> list[tuple[str, str, str]]:
+    return [
+        (row.status, row.proof, str((row.receipt or {}).get("commitment")))
+        for row in Delivery.objects.order_by("pk").filter(destination="old")
+    ]
+
+
+def test_commitment_that_comes_after_the_gateway_began_again_counts(asked: list[Delivery]) -> None:
+    request = Commitment.objects.get(role="scu")
+    Commitments(Scu()).run()
+    assert proofs() == [("delivered", "stored", "asked")] * 2, "no answer yet, and nothing stronger is claimed"
+    assert keep_result("OLDPACS", request.transaction_uid, {"committed": request.instances, "failed": []})
+    Commitments(Scu()).run()
+    assert proofs() == [("delivered", "committed", "committed")] * 2
+    assert Commitment.objects.filter(role="scu").count() == 1, "and nothing is asked twice"
+
+
+def test_a_report_that_names_something_else_proves_nothing(asked: list[Delivery]) -> None:
+    request = Commitment.objects.get(role="scu")
+    strange = [[request.instances[0][0], "1.2.3.4"]]
+    assert not keep_result("ANOTHER", request.transaction_uid, {"committed": request.instances, "failed": []})
+    assert not keep_result("OLDPACS", "1.2.3.99", {"committed": request.instances, "failed": []})
+    assert keep_result("OLDPACS", request.transaction_uid, {"committed": strange, "failed": []})
+    Commitments(Scu()).run()
+    assert proofs() == [("delivered", "stored", "no answer: not in the report")] * 2
+
+
+def test_a_pacs_that_knows_no_commitment_is_said_to_have_stored_and_no_more(asked: list[Delivery]) -> None:
+    Commitment.objects.update(attempts=3, last_error="commitment-refused: no such service")
+    Commitments(Scu()).run()
+    assert proofs() == [("delivered", "stored", "no answer: commitment-refused: no such service")] * 2
 
 
 def test_what_came_from_a_foreign_pacs_is_known_to_be_there_whatever_it_is_called() -> None:
