@@ -35,7 +35,7 @@ _PATIENT_ID: Final = 0x00100020
 _BURNED_IN: Final = 0x00280301
 _ICC_PROFILE: Final = 0x00282000
 _ROOT: Final = "1.2.840.10008.5.1.4.1.1"
-_TEXT_BURNED_IN: Final = (f"{_ROOT}.7", f"{_ROOT}.6.1", f"{_ROOT}.3.1")
+_TEXT_BURNED_IN: Final = (f"{_ROOT}.7.", f"{_ROOT}.6.", f"{_ROOT}.3.")
 """Secondary capture, ultrasound and multi-frame ultrasound: names are drawn into their pixels as a rule."""
 _NOT_CLEANED: Final = (
     f"{_ROOT}.88.",  # structured reports
@@ -139,7 +139,7 @@ def _refuse_what_pixels_may_tell(top: dict[int, Element]) -> None:
     if sop_class not in STORAGE_SOP_CLASSES or sop_class.startswith(_NOT_CLEANED):
         raise PermanentError("not-deidentifiable", "objects of this class may name the patient in what they hold")
     screen = "SCREEN SAVE" in _plain(top.get(_IMAGE_TYPE)).upper()
-    if (screen or sop_class.startswith(_TEXT_BURNED_IN)) and burned_in != "NO":
+    if (screen or f"{sop_class}.".startswith(_TEXT_BURNED_IN)) and burned_in != "NO":
         raise PermanentError("not-deidentifiable", "text may be drawn into pixels of this kind")
     for tag, element in top.items():
         if tag >> 16 & 0xFF00 == 0x6000 and tag & 0xFFFF == 0x0102 and any(element.value or b""):

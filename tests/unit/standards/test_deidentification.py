@@ -285,11 +285,23 @@ def _overlay_in_pixels() -> Dataset:
         _with("ImageType", ["DERIVED", "SECONDARY", "SCREEN SAVE"]),
         _overlay_in_pixels(),
         image(US),
+        image("1.2.840.10008.5.1.4.1.1.6"),
+        image("1.2.840.10008.5.1.4.1.1.7"),
         image("1.2.840.10008.5.1.4.1.1.88.11"),
         image("1.2.840.10008.5.1.4.1.1.11.1"),
         image("1.3.12.2.1107.5.9.1"),
     ],
-    ids=["burned in", "screen save", "overlay in pixels", "ultrasound", "report", "presentation state", "private"],
+    ids=[
+        "burned in",
+        "screen save",
+        "overlay in pixels",
+        "ultrasound",
+        "retired",
+        "captured",
+        "report",
+        "presentation state",
+        "private",
+    ],
 )
 def test_what_cannot_be_cleaned_is_refused(before: Dataset) -> None:
     with pytest.raises(PermanentError, match="not-deidentifiable"):
