@@ -52,6 +52,8 @@ _REQUIRED_KEYS: Final = frozenset(
 )  # fmt: skip
 """Required and unique keys of all levels. Source: PS3.4 C.6.1.1, C.6.2.1"""
 _BATCH: Final = 100
+_LARGER_BATCH: Final = 500
+"""The first answers go out soon; for more of them each query has its price."""
 _PATIENT_BATCH_STUDIES: Final = 500
 
 
@@ -169,13 +171,20 @@ class _Find:
         status = PENDING_WITH_WARNING if asked.ignored else PENDING
         head = upper_layer.message(self.context_id, self._response(status, upper_layer.DATASET_FOLLOWS), self._pdu)
         found = _patients(asked, writer) if level == "PATIENT" else _entities(asked, writer)
-        while batch := list(islice(found, _BATCH)):
+        most = upper_layer.fragment_bytes(self._pdu)
+        size = _BATCH
+        while batch := list(islice(found, size)):
+            size = _LARGER_BATCH
             if self.channel.is_cancelled(self.message_id):
                 return True
             pieces = []
             for data in batch:
                 pieces.append(head)
-                pieces += upper_layer.fragments(self.context_id, data, self._pdu, is_command=False)
+                if len(data) <= most:
+                    pieces.append(upper_layer.pdv_header(self.context_id, len(data), is_command=False, is_last=True))
+                    pieces.append(data)
+                else:
+                    pieces += upper_layer.fragments(self.context_id, data, self._pdu, is_command=False)
             self.channel.send_bytes([b"".join(pieces)])
         return self.channel.is_cancelled(self.message_id)
 
@@ -207,7 +216,9 @@ def _drop_optional_keys(query: Dataset) -> None:
 def _entities(asked: Search, writer: Answers) -> Iterator[bytes]:
     found = every(asked, writer.wanted)
     none = Counts()
-    while batch := list(islice(found, _BATCH)):
+    size = _BATCH
+    while batch := list(islice(found, size)):
+        size = _LARGER_BATCH
         counts = counts_of({row.study_key for row in batch}, sop_classes=writer.sop_classes) if writer.counts else {}
         for row in batch:
             yield writer.encoded(row, counts.get(row.study_key, none))

@@ -5,7 +5,7 @@ Source: PS3.4 C.4.1.1.3.2
 
 import struct
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pydicom.datadict import dictionary_has_tag
@@ -35,6 +35,8 @@ _UNIQUE_KEYS: Final[dict[Level, tuple[str, ...]]] = {
     "IMAGE": ("0020000D", "0020000E", "00080018"),
 }
 _LONG_LENGTH: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})
+_REMEMBERED: Final = 1024
+"""Encoded elements a key: many answers say the same."""
 _NUMBERS: Final = {"US": "H", "UL": "L", "SS": "h", "SL": "l"}
 
 
@@ -100,15 +102,16 @@ class Answers:
                     Dataset, tag, kept["vr"], kept.get("Value", [""]), "Value" if with_value else None
                 )
             else:
-                value = self._value(tag)(row, counts, studies)
+                source = self._value(tag)
+                value = row.values[source] if isinstance(source, int) else source(row, counts, studies)
                 answer[number] = DataElement(number, vr, [] if vr == "SQ" else _as_pydicom(vr, value))
         shown = charsets.encode_dataset(answer, self._character_set)
         return (
             encode(shown, self._syntax.is_implicit_VR, self._syntax.is_little_endian, self._syntax.is_deflated) or b""
         )
 
-    def _value(self, tag: str) -> Callable[[Row, Counts, int], Any]:
-        """What an answer says in an element: made once a query, called once an answer."""
+    def _value(self, tag: str) -> Callable[[Row, Counts, int], Any] | int:
+        """What an answer says in an element: the place in ``Row.values``, or what is called once an answer."""
         if tag in self._fixed:
             fixed = self._fixed[tag]
             return lambda row, counts, studies: fixed
@@ -123,7 +126,7 @@ class Answers:
                 and date.tag in self._at
             ):
                 return partial(self._shifted, date.tag, time.tag, int(tag == time.tag))
-        return lambda row, counts, studies: row.values[position]
+        return position
 
     def _shifted(self, date: str, time: str, which: int, row: Row, _counts: Counts, _studies: int) -> str:
         offset = zone_offset(row.values[self._at[k.TIMEZONE]], self._default_offset)
@@ -151,8 +154,8 @@ class Answers:
         length = struct.Struct(("<" if little else ">") + ("L" if is_long else "H")).pack
         head = empty[: -4 if is_long else -2]
 
-        def write(row: Row, counts: Counts, studies: int) -> bytes:
-            value = value_of(row, counts, studies)
+        @lru_cache(_REMEMBERED)
+        def element(value: Any) -> bytes:
             if value is None or value == "":
                 return empty
             data = encoded(value)
@@ -160,7 +163,9 @@ class Answers:
                 data += pad
             return head + length(len(data)) + data
 
-        return write
+        if isinstance(value_of, int):
+            return lambda row, counts, studies: element(row.values[value_of])
+        return lambda row, counts, studies: element(value_of(row, counts, studies))
 
     def _text(self, vr: str, text: str) -> bytes:
         """A value in the asker's character set; what that cannot show is transliterated."""

@@ -188,7 +188,8 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(client: Client, centr
     def queries() -> int:
         with CaptureQueriesContext(connection) as captured:
             client.get("/dicom-web/studies", headers=headers)
-        return len(captured)
+        # Rights are looked at again once a second, whatever is asked.
+        return len([query for query in captured if "study_index_" in query["sql"]])
 
     study()
     queries()
