@@ -4,15 +4,20 @@ from datetime import timedelta
 
 import structlog
 from celery import shared_task
+from django.core.cache import cache
 from django.db import DatabaseError
 from django.utils import timezone
 
 from ris_central.catalogue.actions.arrivals import adopt_parked
-from ris_central.catalogue.actions.manifests import complete, quiet_studies, settle, settled_studies
+from ris_central.catalogue.actions.manifests import complete, quiet_studies, settle, settled_studies, verify
 from ris_central.catalogue.models import ParkedEvent
 from standards.errors import RegisError
 
-PERIODIC = {"catalogue-settle": {"task": "catalogue.settle", "schedule": 3.0, "options": {"expires": 3}}}
+PERIODIC = {
+    "catalogue-settle": {"task": "catalogue.settle", "schedule": 3.0, "options": {"expires": 3}},
+    "catalogue-verify": {"task": "catalogue.verify", "schedule": 10.0, "options": {"expires": 10}},
+}
+VERIFIED = "catalogue.manifests-verified"
 PARKED_FOR = timedelta(seconds=60)
 """How long the archive's word on a study waits for the clinic's; after that the study is the archive's own."""
 
@@ -33,3 +38,9 @@ def settle_studies() -> None:
             adopt_parked(parked)
         except (RegisError, DatabaseError) as error:
             log.warning("study-not-adopted", study=parked.study_instance_uid, error=str(error))
+
+
+@shared_task(name="catalogue.verify")
+def verify_manifests() -> None:
+    """Hold some manifests against their root hashes, where the last look ended: a million takes some six hours."""
+    cache.set(VERIFIED, verify(cache.get(VERIFIED, 0)), None)

@@ -198,6 +198,49 @@ def test_a_manifest_deleted_at_the_centre_comes_back_as_rows(clinic: Node, archi
     assert not Difference.objects.filter(mended_at=None).exists()
 
 
+def another_digest(manifest: Manifest) -> None:
+    manifest.entries[0]["dataset_sha256"] = "0" * 64
+
+
+def one_less(manifest: Manifest) -> None:
+    del manifest.entries[0]
+
+
+def another_root(manifest: Manifest) -> None:
+    manifest.root_hash = "0" * 64
+
+
+@pytest.mark.parametrize("tamper", [another_digest, one_less, another_root])
+def test_an_edit_inside_a_manifest_is_found_and_the_truth_comes_back(
+    clinic: Node, archive: Node, tamper: Callable[[Manifest], None]
+) -> None:
+    made, whole = region.Acquisition(images=3), region.Acquisition(images=2, patient_id="P-2")
+    settled(made, clinic, archive)
+    settled(whole, clinic, archive)
+    assert manifests.verify(0) == Manifest.objects.latest("pk").pk
+    damaged = Manifest.objects.get(series__series_instance_uid=made.series.series_instance_uid)
+    true_root = damaged.root_hash
+    tamper(damaged)
+    damaged.save()
+    manifests.verify(0)
+    assert AuditEvent.objects.filter(action="manifest.damaged").count() == 1
+    for node in (clinic, archive):
+        holder = Holder(node)
+        holder.has(made)
+        holder.has(whole)
+        assert [key.series_instance_uid for key in holder.reconcile()] == [made.series.series_instance_uid]
+        assert holder.ask() == HoldingsAnswer()
+    study = made.known()
+    assert (study.instances_known, study.instances_safe) == (3, 3)
+    region.make_quiet(study)
+    manifests.complete(study.pk)
+    assert manifests.settle(study.pk) == 1
+    anew = Manifest.objects.get(series=damaged.series, version=2)
+    assert (anew.count, anew.root_hash) == (3, true_root)
+    assert not Difference.objects.filter(mended_at=None).exists()
+    assert manifests.verify(Manifest.objects.latest("pk").pk) == 0
+
+
 def test_what_a_clinic_lost_and_the_archive_has_is_no_loss(clinic: Node, archive: Node) -> None:
     made = region.Acquisition(images=4)
     study = settled(made, clinic, archive)

@@ -7,11 +7,14 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from ris_central.audit.actions import record
 from ris_central.catalogue.actions.announcing import announce_changed
-from ris_central.catalogue.models import InstanceHolding, Manifest, Series, SeriesInstance, Study
+from ris_central.catalogue.models import InstanceHolding, Manifest, Series, SeriesHolder, SeriesInstance, Study
+from ris_central.federation.prepared import execute
 from ris_central.orders.actions import steps_completed
 from standards.digests import root_hash
 
+VERIFIED_AT_ONCE = 500
 _FIELDS = (
     "sop_instance_uid",
     "sop_class_uid",
@@ -88,6 +91,37 @@ def settle(study_key: int) -> int:
         series.instances.all().delete()
         settled += 1
     return settled
+
+
+_DAMAGED = """
+SELECT m.series_id FROM (SELECT * FROM catalogue_manifest WHERE id > %(after)s AND id <= %(to)s) AS m
+WHERE NOT EXISTS (SELECT FROM catalogue_manifest n WHERE n.series_id = m.series_id AND n.version > m.version)
+  AND m.count || ' ' || m.root_hash <> (
+    SELECT count(*) || ' ' || encode(sha256(convert_to(coalesce(string_agg(
+      e.sop_instance_uid || ' ' || e.dataset_sha256 || chr(10), ''
+      ORDER BY e.sop_instance_uid COLLATE "C", e.dataset_sha256 COLLATE "C"), ''), 'UTF8')), 'hex')
+    FROM jsonb_to_recordset(m.entries) AS e(sop_instance_uid text, dataset_sha256 text))
+ORDER BY m.series_id
+"""
+
+
+@transaction.atomic
+def verify(after: int) -> int:
+    """Hold the next manifests against their own root hashes; the key of the last one, 0 after the very last.
+
+    What is told of a series whose manifest was damaged is believed no more, so that the next reconciliation with every
+    holder finds a difference, and has the series told anew.
+    """
+    keys = Manifest.objects.filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)[:VERIFIED_AT_ONCE]
+    last = max(keys, default=0)
+    for (series_key,) in execute(_DAMAGED, {"after": after, "to": last}):
+        series = Series.objects.select_related("study").get(pk=series_key)
+        holders = SeriesHolder.objects.filter(series=series, count__gt=0).exclude(root_hash="")
+        if holders.update(root_hash=""):
+            record(
+                "manifest.damaged", actor="centre", entity=series.study, detail={"series": series.series_instance_uid}
+            )
+    return last
 
 
 def rehydrate(series: Series) -> None:
