@@ -10,9 +10,10 @@ from pacs_node.config import config
 from pacs_node.dimse.calling import MOST_CONTEXTS, Address, associate
 from pacs_node.dimse.channel import Channel
 from pacs_node.dimse.negotiation import SyntaxRules, rules_for
-from pacs_node.dimse.sender import FALLBACKS, Manner, Opened, Sent, send_opened
+from pacs_node.dimse.sender import Manner, Opened, Sent, send_opened
 from pacs_node.dimse.tls import client_context
 from standards.errors import RegisError, TransientError
+from standards.fallback_encoding import FALLBACKS
 
 log = structlog.get_logger(__name__)
 
