@@ -99,6 +99,8 @@ class NodeConfig(BaseSettings):
     default_character_set: str = "ISO_IR 192"
     time_zone: str = "Europe/Moscow"
     maximum_associations: int = 50
+    largest_inflated_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """A deflated data set that becomes longer is refused; at most as much room in the temporary folder."""
     dicom_processes: int = Field(default=2, ge=1, le=2)
     """2: associations that come at once are shared with a second process."""
     maximum_pdu_bytes: int = 131_072

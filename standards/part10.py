@@ -92,6 +92,7 @@ def read_header(
     required: Sequence[str] = IDENTIFYING,
     default_charset: str = "",
     more_to_come: bool = False,
+    max_inflated: int = MAX_INFLATED,
 ) -> Header:
     """Read a Part 10 file from a seekable binary file, or with ``transfer_syntax`` a bare data set from ``start`` on.
 
@@ -99,7 +100,7 @@ def read_header(
     what texts are written in whatever it says (``charsets.overriding``); "": what a stored file's provenance says.
     Memory stays bounded whatever the input: values over 1 MiB and all pixel data are skipped, not read.
     ``more_to_come``: the file is still being received; ``total_length`` tells where it should end, if native pixel data
-    is its last element. Only when it ends there the header holds.
+    is its last element. Only when it ends there the header holds. ``max_inflated``: see :func:`inflate`.
 
     Raises: PermanentError "not-dicom", "truncated", "invalid-vr", "unknown-transfer-syntax", "missing-uid",
         "invalid-uid", "nesting-too-deep", "length-out-of-bounds", "too-many-elements", "invalid-deflate".
@@ -113,7 +114,7 @@ def read_header(
         file_meta, syntax = Dataset(), transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):
         raise PermanentError("unknown-transfer-syntax", named(syntax) or "none is named")
-    with _plain(fileobj, start, syntax) as (plain, begin):
+    with _plain(fileobj, start, syntax, max_inflated) as (plain, begin):
         walker = _walker(plain, begin, syntax, default_charset, more_to_come=more_to_come)
         dataset = walker.read_dataset()
     if more_to_come:
@@ -217,12 +218,14 @@ def _meta_group(fileobj: BinaryIO) -> tuple[Dataset, int]:
 
 
 @contextmanager
-def _plain(fileobj: BinaryIO, start: int, syntax: str) -> Iterator[tuple[BinaryIO, int]]:
+def _plain(
+    fileobj: BinaryIO, start: int, syntax: str, max_inflated: int = MAX_INFLATED
+) -> Iterator[tuple[BinaryIO, int]]:
     if not transfer_syntaxes.is_deflated(syntax):
         yield fileobj, start
         return
     with SpooledTemporaryFile(max_size=_INFLATED_IN_MEMORY) as inflated:
-        for chunk in inflate(fileobj, start):
+        for chunk in inflate(fileobj, start, max_inflated):
             inflated.write(chunk)
         inflated.seek(0)
         yield inflated, 0  # type: ignore[misc]
@@ -238,10 +241,11 @@ def open_plain(fileobj: BinaryIO, header: Header) -> Iterator[BinaryIO]:
         yield plain
 
 
-def inflate(fileobj: IO[bytes], start: int) -> Iterator[bytes]:
+def inflate(fileobj: IO[bytes], start: int, most: int = MAX_INFLATED) -> Iterator[bytes]:
     """The inflated data set from ``start`` on, in chunks of at most 64 KiB.
 
-    Raises: PermanentError "truncated" (the stream stops early), "invalid-deflate", "length-out-of-bounds" (over 4 GiB).
+    Raises: PermanentError "truncated" (the stream stops early), "invalid-deflate", "length-out-of-bounds" (more bytes
+        than ``most``).
     """
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     fileobj.seek(start)
@@ -255,8 +259,8 @@ def inflate(fileobj: IO[bytes], start: int) -> Iterator[bytes]:
         except zlib.error as error:
             raise PermanentError("invalid-deflate", str(error)) from error
         produced += len(chunk)
-        if produced > MAX_INFLATED:
-            raise PermanentError("length-out-of-bounds", "the deflated data set inflates beyond 4 GiB")
+        if produced > most:
+            raise PermanentError("length-out-of-bounds", f"the deflated data set inflates beyond {most} bytes")
         yield chunk
 
 

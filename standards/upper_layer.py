@@ -44,6 +44,9 @@ PDV_HEADER_BYTES: Final = 6
 LARGEST_COMMAND_BYTES: Final = 1 << 20
 """A command set is some hundred bytes; only a list of failed UIDs makes one long, and that travels in the data set."""
 
+MOST_EMPTY_FRAGMENTS: Final = 1000
+"""So many in a row carry a message nowhere; a peer that sends more would never end it."""
+
 C_STORE_RQ: Final = 0x0001
 C_GET_RQ: Final = 0x0010
 C_FIND_RQ: Final = 0x0020
@@ -234,6 +237,14 @@ def pdvs(payload: bytes | bytearray | memoryview) -> Iterator[Fragment]:
             raise PermanentError("invalid-pdu", f"a fragment of {length} bytes where {end - position - 4} are left")
         yield Fragment(context_id, bool(control & 1), bool(control & 2), view[position + 6 : position + 4 + length])
         position += 4 + length
+
+
+def empty_in_a_row(before: int, length: int, is_last: bool) -> int:
+    """How many fragments of nothing came one after the other, with this one. Raises: PermanentError("invalid-pdu")."""
+    count = 0 if length or is_last else before + 1
+    if count > MOST_EMPTY_FRAGMENTS:
+        raise PermanentError("invalid-pdu", "a message of empty fragments without end")
+    return count
 
 
 def encode_command(command: Mapping[str, Any]) -> bytes:

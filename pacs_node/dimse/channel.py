@@ -194,7 +194,7 @@ class Channel:
     def _receive(self, deadline: float, begin: BeginData | None = None, each: float = 0.0) -> Message:
         parts: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
         command: dict[str, Any] | None = None
-        context_id = 0
+        context_id = empty = 0
         take: Callable[[memoryview], None] | None = None
         try:
             while True:
@@ -204,6 +204,7 @@ class Channel:
                     if piece.is_command is (command is not None) or (context_id and piece.context_id != context_id):
                         raise PermanentError("invalid-pdu", "a fragment out of turn")
                     context_id = piece.context_id
+                    empty = upper_layer.empty_in_a_row(empty, len(piece.data), piece.is_last)
                     if take is not None:
                         take(piece.data)
                     else:

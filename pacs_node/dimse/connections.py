@@ -65,6 +65,7 @@ class Messages:
         self._context_id = 0
         self._command = bytearray()
         self._has_data_set = False
+        self._empty = 0
 
     def check(self, payload: bytes | bytearray | memoryview) -> None:
         """Judge a P-DATA-TF. Raises: PermanentError "invalid-pdu", "invalid-command"."""
@@ -76,6 +77,7 @@ class Messages:
             if (self._command or self._has_data_set) and piece.context_id != self._context_id:
                 raise PermanentError("invalid-pdu", "a message changes its presentation context")
             self._context_id = piece.context_id
+            self._empty = upper_layer.empty_in_a_row(self._empty, len(piece.data), piece.is_last)
             if not piece.is_command:
                 self._has_data_set = not piece.is_last
                 continue

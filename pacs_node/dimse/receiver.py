@@ -104,6 +104,7 @@ class Receiver:
         }
         self._command = bytearray()
         self._context_id = 0
+        self._empty = 0
         self._arriving: Arriving | None = None
         self._awaiting: dict[str, Any] | None = None
         """The command of storage commitment whose data set is on its way into ``_information``."""
@@ -198,6 +199,7 @@ class Receiver:
         if (self._command or expects_data) and context_id != self._context_id:
             raise PermanentError("invalid-pdu", "a message changes its presentation context")
         self._context_id = context_id
+        self._empty = upper_layer.empty_in_a_row(self._empty, length, bool(is_last))
         if self._arriving is not None:
             self._arriving.receive(length, self._wire.fill, is_last=bool(is_last))
             if is_last:

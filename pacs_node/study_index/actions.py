@@ -30,7 +30,6 @@ from standards.transfer_syntaxes import is_encapsulated
 log = structlog.get_logger(__name__)
 
 Outcome = Literal["stored", "duplicate", "conflict"]
-
 _COPY_BYTES: Final = 1 << 20
 # Two senders of one instance take turns; the unique constraints decide between processes.
 _turns = [threading.Lock() for _ in range(256)]
@@ -153,6 +152,7 @@ def _describe(incoming: Incoming, source: Source, *, more_to_come: bool = False)
         start=incoming.dataset_offset,
         default_charset=source.default_character_set,
         more_to_come=more_to_come,
+        max_inflated=config().largest_inflated_bytes,
     )
     return Described(header, index_rows(header, default_issuer=source.default_issuer))
 

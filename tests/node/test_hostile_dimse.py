@@ -1,6 +1,7 @@
 """Peers that send broken objects or lie in their messages, over real sockets against a real node."""
 
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +162,19 @@ def test_a_data_set_in_another_syntax_than_its_context_is_refused(
     encoded = lie(explicit(dataset))
     status = refused(node_process, dataset, encoded, (*contexts, (CT, syntax)), context_id=2 * len(contexts) + 1)
     assert status & 0xF000 == 0xC000
+
+
+@BOTH
+def test_a_deflated_data_set_that_becomes_too_long_is_refused_by_name(
+    make_node: Callable[..., NodeProcess], contexts: tuple[Context, ...]
+) -> None:
+    node = make_node(REGIS_NODE_LARGEST_INFLATED_BYTES=str(1 << 20))
+    dataset, packer = made(PixelData=bytes(4 << 20), Rows=1024, Columns=2048), zlib.compressobj(wbits=-15)
+    bomb = packer.compress(explicit(dataset)) + packer.flush()
+    assert len(bomb) < 1 << 14
+    status = refused(node, dataset, bomb, (*contexts, (CT, DEFLATED)), context_id=2 * len(contexts) + 1)
+    assert status == 0xC003
+    assert "length-out-of-bounds" in node.log.read_text(encoding="utf-8")
 
 
 @BOTH

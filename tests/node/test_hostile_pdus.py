@@ -53,6 +53,7 @@ def _data(context_id: int, data: bytes, *, is_last: bool = True) -> bytes:
     return upper_layer.pdv_header(context_id, len(data), is_command=False, is_last=is_last) + data
 
 
+NOTHING = upper_layer.pdv_header(1, 0, is_command=False, is_last=False)
 STORE = upper_layer.message(1, store_command(CT, "1.2.3"))
 PDUS: dict[str, tuple[bytes, int]] = {
     "an unknown type": (_pdu(0x42, 4, bytes(4)), upper_layer.UNRECOGNISED_PDU),
@@ -86,6 +87,15 @@ PDUS: dict[str, tuple[bytes, int]] = {
         upper_layer.INVALID_PARAMETER_VALUE,
     ),
     "a command without a number": (_message(3, MessageID=None), upper_layer.INVALID_PARAMETER_VALUE),
+    "a data set of nothing that never ends": (STORE + NOTHING * 2000, upper_layer.INVALID_PARAMETER_VALUE),
+    "a command of nothing that never ends": (
+        upper_layer.pdv_header(1, 0, is_command=True, is_last=False) * 2000,
+        upper_layer.INVALID_PARAMETER_VALUE,
+    ),
+    "a data set of nothing after a piece": (
+        STORE + _data(1, bytes(20), is_last=False) + NOTHING * 2000,
+        upper_layer.INVALID_PARAMETER_VALUE,
+    ),
     "a command that never ends": (
         (upper_layer.pdv_header(1, 60_000, is_command=True, is_last=False) + bytes(60_000)) * 18,
         upper_layer.INVALID_PARAMETER_VALUE,
