@@ -74,7 +74,8 @@ _COUNT = """
 WITH placed AS (
   SELECT s.site_id, s.modalities,
          (COALESCE(s.started_at, s.first_seen_at) AT TIME ZONE t.time_zone)::date AS day
-  FROM catalogue_study s JOIN organizations_site t ON t.id = s.site_id {where}
+  FROM catalogue_study s JOIN organizations_site t ON t.id = s.site_id
+  WHERE s.instances_known > 0 {where}  -- what only a PACS outside the region lists was not made at our devices
 ), counted AS (
   SELECT site_id, day, '' AS modality, count(*) AS studies FROM placed GROUP BY 1, 2
   UNION ALL
@@ -112,7 +113,7 @@ def _count_changed(since: datetime) -> None:
             StudyCount.objects.filter(site=site, day=day).delete()
             edges = [day, zone, day + timedelta(days=1), zone]
             where = (
-                "WHERE s.site_id = %s AND ("
+                "AND s.site_id = %s AND ("
                 " s.started_at >= (%s::timestamp AT TIME ZONE %s) AND s.started_at < (%s::timestamp AT TIME ZONE %s)"
                 " OR s.started_at IS NULL AND s.first_seen_at >= (%s::timestamp AT TIME ZONE %s)"
                 " AND s.first_seen_at < (%s::timestamp AT TIME ZONE %s))"
@@ -160,12 +161,43 @@ def add_volumes(now: datetime | None = None) -> int:
     return len(keys)
 
 
+_NEWEST = """
+SELECT s.site_id, sum({what}) FROM (SELECT DISTINCT ON (series_id) id, series_id FROM catalogue_manifest WHERE id <= %s
+      ORDER BY series_id, version DESC) n
+JOIN catalogue_manifest m ON m.id = n.id
+JOIN catalogue_series r ON r.id = m.series_id JOIN catalogue_study s ON s.id = r.study_id
+WHERE %s::bigint[] IS NULL OR s.site_id = ANY(%s)
+GROUP BY 1
+"""
+_SIZE = "(SELECT sum((e->>'size')::bigint) FROM jsonb_array_elements(m.entries) e)"
+
+
+@transaction.atomic
+def mend_volumes() -> int:
+    """Count the volumes of those sites anew whose manifests are not those that were added up, because studies were
+    deleted, or belong to another site since; how many sites. Counts are compared, so that sizes are read of few."""
+    progress, _ = Progress.objects.select_for_update().get_or_create(name="manifests")
+    with connection.cursor() as cursor:
+        cursor.execute(_NEWEST.format(what="m.count"), [progress.position, None, None])
+        present: dict[int, int] = {site: int(count) for site, count in cursor.fetchall()}
+        believed = dict(SiteVolume.objects.values_list("site_id", "instances"))
+        wrong = [site for site in {*present, *believed} if present.get(site, 0) != believed.get(site, 0)]
+        cursor.execute(_NEWEST.format(what=_SIZE), [progress.position, wrong, wrong])
+        sizes = dict(cursor.fetchall())
+    for site in wrong:
+        SiteVolume.objects.update_or_create(
+            site_id=site, defaults={"bytes": int(sizes.get(site) or 0), "instances": present.get(site, 0)}
+        )
+    return len(wrong)
+
+
 @transaction.atomic
 def measure_mirrors() -> None:
     """How much of what each site made is safe at the archive: the one look over all studies, taken by the clock."""
     safe = (
         Study.objects.order_by()
         .values("site")
+        .filter(instances_known__gt=0)
         .annotate(known=Sum("instances_known"), safe=Sum("instances_safe"), studies=Count("pk"))
     )
     behind = {

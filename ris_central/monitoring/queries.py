@@ -149,6 +149,7 @@ def _sums() -> dict[int, dict[str, int]]:
         return dict(kept)
     began = time.monotonic()
     rows = Study.objects.order_by().values("site")
+    rows = rows.filter(instances_known__gt=0)  # else only a PACS outside the region lists it
     rows = rows.annotate(known=Sum("instances_known"), safe=Sum("instances_safe"), studies=Count("pk"))
     found: dict[int, dict[str, int]] = {row["site"]: dict(row) for row in rows}  # type: ignore[arg-type]  # all numbers
     if (took := time.monotonic() - began) > 0.1:

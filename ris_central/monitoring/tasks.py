@@ -62,6 +62,7 @@ def count() -> None:
 
 @shared_task(name="monitoring.recount")
 def recount() -> None:
-    """Count every day anew, and thin out what was taken down."""
+    """Count every day anew, and volumes that drifted; thin out what was taken down."""
     figures.count_studies(everything=True)
+    figures.mend_volumes()
     figures.prune()

@@ -84,6 +84,44 @@ def test_a_study_at_midnight_belongs_to_the_day_of_its_site() -> None:
     assert counted(east)[date(2026, 11, 21), ""] == 1
 
 
+def test_what_only_a_pacs_outside_the_region_lists_was_not_made_here_until_its_images_come() -> None:
+    site, today = centre.site(), timezone.localdate()
+    listed = study(site, known=0, safe=0)
+    study(site)
+    figures.count_studies()
+    assert counted(site) == {(today, ""): 1, (today, "CT"): 1}
+    figures.measure_mirrors()
+    assert SiteVolume.objects.get(site=site).studies == 1
+    listed.instances_known = 3
+    listed.save()
+    figures.count_studies()
+    assert counted(site)[today, "CT"] == 2
+
+
+def test_volumes_that_drifted_because_studies_went_or_moved_are_mended_at_night() -> None:
+    site, other, later = centre.site(), centre.site("b"), timezone.now() + timedelta(hours=1)
+    gone, moved, stays = study(site), study(site), study(site)
+    manifest(gone, 1, [100])
+    manifest(moved, 1, [200, 20])
+    manifest(stays, 1, [7])
+    manifest(stays, 2, [7, 3])
+    figures.add_volumes(later)
+
+    def volumes() -> dict[int, tuple[int, int]]:
+        rows = SiteVolume.objects.values_list("site_id", "bytes", "instances")
+        return {key: (size, count) for key, size, count in rows}
+
+    assert volumes() == {site.pk: (330, 5)}
+    assert figures.mend_volumes() == 0
+    gone.delete()
+    Study.objects.filter(pk=moved.pk).update(site=other)
+    assert figures.mend_volumes() == 2
+    assert volumes() == {site.pk: (10, 2), other.pk: (220, 2)}
+    Study.objects.all().delete()
+    figures.mend_volumes()
+    assert volumes() == {site.pk: (0, 0), other.pk: (0, 0)}
+
+
 def test_volumes_follow_the_manifests_once_each() -> None:
     site, later = centre.site(), timezone.now() + timedelta(hours=1)
     one = study(site)
