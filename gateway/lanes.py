@@ -193,7 +193,9 @@ class Lane:
             large, self._is_digesting = self._to_digest.popleft(), True
         try:
             Line.digest(large)
-        except RegisError as error:  # what it ends with as well
+        except PermanentError as error:  # no need to send the rest of it
+            self._failed(large.delivery, error)
+        except TransientError as error:
             log.warning("digests-not-computed", delivery=large.delivery.pk, error=str(error))
         finally:
             with self._lock:

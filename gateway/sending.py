@@ -50,6 +50,7 @@ class Large:
     wire_bytes: int = 0
     told_at: float = field(default=0.0)
     digesting: threading.Lock = field(default_factory=threading.Lock)
+    is_checked: bool = False
 
     @property
     def arrived(self) -> int:
@@ -127,11 +128,11 @@ class Line:
     def prepare(self, delivery: Delivery) -> Large:
         """Begin an upload or go on with one that was cut. Raises: as ``whole``.
 
-        Its digests are wanted at the end only: of 20 GB they take minutes, in which chunks can go (``digest``).
+        Whether the file is still what was received, and its digests, are wanted at the end only: of 20 GB that takes
+        minutes, in which chunks can go (``digest``).
         """
         instance = _described(delivery)
         with registry.store().open(delivery.instance_key) as file:
-            _check_source(file, delivery)
             size = file.seek(0, io.SEEK_END)
             pixels = encoding.pixels_of(file)
         answer = self._send("PUT", self._path(instance, "uploads", size=size, chunk=CHUNK))
@@ -181,8 +182,7 @@ class Line:
         Of a long one that takes minutes, in which a silent connection may be cut by whatever is between: so the answer
         is not waited for longer than any other, but asked for again.
         """
-        with large.digesting:
-            instance = describe(large.delivery)
+        instance = self.digest(large)
         path = self._path(instance, size=large.size, chunk=CHUNK)
         try:
             answer = self._send("PUT", path)
@@ -193,10 +193,17 @@ class Line:
         return self._proof(instance, answer, large.wire_bytes)
 
     @staticmethod
-    def digest(large: Large) -> None:
-        """Compute the digests that ``finish`` needs while chunks go. Raises: PermanentError("instance-gone")."""
+    def digest(large: Large) -> InstanceDescription:
+        """What ``finish`` needs, once: the file is what was received, and has these digests.
+
+        Raises: PermanentError "source-damaged", "instance-gone".
+        """
         with large.digesting:
-            describe(large.delivery)
+            if not large.is_checked:
+                with registry.store().open(large.delivery.instance_key) as file:
+                    _check_source(file, large.delivery)
+                large.is_checked = True
+            return describe(large.delivery)
 
     # Parts
 

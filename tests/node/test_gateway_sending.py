@@ -8,12 +8,13 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from gateway import actions, deliveries, encoding
+from gateway import actions, deliveries, encoding, registry
 from gateway.envelope import Directory, InstanceDescription, JoinAnswer, Peer
 from gateway.models import Delivery, JoinState
 from gateway.sending import Large, Line
 from pacs_node.study_index.actions import ingest
-from standards.errors import TransientError
+from pacs_node.study_index.models import Instance
+from standards.errors import PermanentError, TransientError
 from tests.contract.region import make_instance
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -63,6 +64,17 @@ def test_a_receiver_that_checks_for_long_is_asked_again_and_that_is_no_failed_at
     deliveries.record_failure(large.delivery, caught.value)
     row = Delivery.objects.get()
     assert (row.status, row.attempts) == ("waiting", 0)
+
+
+def test_a_large_file_that_rotted_is_named_so_and_never_taken_in(large: Large) -> None:
+    path = registry.node().data_dir / "storage" / Instance.objects.get().path
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(raw)
+    with pytest.raises(PermanentError) as caught:
+        line_to(9).finish(large)
+    assert caught.value.code == "source-damaged"
 
 
 def test_a_receiver_that_is_away_is_away(large: Large) -> None:
