@@ -34,7 +34,7 @@ class Line(forms.Form):
         for name, one in self.fields.items():
             if name != "remove" and not isinstance(one.widget, forms.CheckboxInput):
                 kind = "form-select" if isinstance(one.widget, forms.Select) else "form-control"
-                width = "6rem" if isinstance(one, forms.IntegerField) else "9rem"
+                width = "5rem" if isinstance(one, forms.IntegerField) else "6.5rem"
                 one.widget.attrs.update(
                     {"class": kind, "aria-label": str(one.label or name), "style": f"min-width:{width}"}
                 )
