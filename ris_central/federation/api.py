@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 64 << 20
 RETRY_SECONDS: Final = 5
+ARRIVED: Final = "regis.arrived"
+"""In ``request.META``: when a question that had to wait its turn came (``time.monotonic``)."""
 _STATUS: Final = {
     "signature-missing": 401,
     "signature-invalid": 401,
@@ -139,7 +141,7 @@ def keys(request: HttpRequest) -> HttpResponse:
 def events(request: HttpRequest) -> HttpResponse:
     """Take a batch of events; the answer is how far they are taken."""
     node, body = _signed(request)
-    taken = intake.take(node, _parse(RawEventBatch, body).events)
+    taken = intake.take(node, _parse(RawEventBatch, body).events, request.META.get(ARRIVED))
     return _answer(taken.model_copy(update={"pause": pressure.pause()}))
 
 

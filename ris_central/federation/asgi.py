@@ -3,6 +3,7 @@
 The middleware is for people (sessions, languages, cross-site requests); a node is known by its signature alone.
 """
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Final
@@ -38,6 +39,7 @@ def for_nodes(inner: Application) -> Application:
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     body = BytesIO()
+    arrived = time.monotonic()
     more = True
     while more:
         message = await receive()
@@ -48,7 +50,9 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
         more = message.get("more_body", False)
     body.seek(0)
     # The event loop stays known to the thread, so that pages are told over its connection to the Redis server.
-    answered = await sync_to_async(_view, thread_sensitive=False, executor=_threads)(ASGIRequest(scope, body))
+    request = ASGIRequest(scope, body)
+    request.META[api.ARRIVED] = arrived
+    answered = await sync_to_async(_view, thread_sensitive=False, executor=_threads)(request)
     headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in answered.items()]
     headers.append((b"content-length", str(len(answered.content)).encode()))
     await send({"type": "http.response.start", "status": answered.status_code, "headers": headers})

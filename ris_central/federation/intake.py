@@ -43,10 +43,12 @@ UPDATE federation_node SET cursor = %(cursor)s, last_seen_at = statement_timesta
 """
 
 
-def take(node: Node, events: list[RawEvent]) -> EventAnswer:
+def take(node: Node, events: list[RawEvent], since: float | None = None) -> EventAnswer:
     """Take a batch; how far this node's events are durably taken now.
 
-    Events that were taken before are passed over; after a gap nothing is taken, and the answer tells where to go on.
+    ``since``: when the node began to wait for this answer (``time.monotonic``); without it, now. Something is taken
+    however long ago that is. Events that were taken before are passed over; after a gap nothing is taken, and the
+    answer tells where to go on.
 
     Raises: PermanentError "mixed-epochs", "schema-version", "epoch-superseded", "epoch-forked"; TransientError of a
         listener, and DatabaseError: what came before in the batch is kept.
@@ -58,7 +60,7 @@ def take(node: Node, events: list[RawEvent]) -> EventAnswer:
     if events and node.epoch != events[0].epoch:
         _enter_epoch(node, events[0].epoch)
     known = sum(event.seq <= node.cursor for event in events)
-    begun = time.monotonic()
+    begun = time.monotonic() if since is None else since
     if all(_take_one(node, event) for event in events[:known]):
         for lot in coalescing.lots(events[known:], across_studies=node.kind == Node.Kind.ARCHIVE):
             if not _take_together(node, lot) and not all(_take_one(node, event) for event in lot):

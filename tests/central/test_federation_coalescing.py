@@ -1,6 +1,7 @@
 """What a node tells of one study is applied together, and leaves behind what it would have left one by one."""
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -217,3 +218,10 @@ def test_a_busy_centre_answers_in_time_with_what_it_has(clinic: Node, monkeypatc
     monkeypatch.setattr(intake, "LONGEST_SECONDS", 0.0)
     events = [raw(seq, changed(seq, 1, range(1))) for seq in (1, 2, 3)]
     assert [intake.take(clinic, events).cursor for _ in events] == [1, 2, 3]
+
+
+def test_who_waited_long_for_its_turn_is_answered_after_one_lot(clinic: Node) -> None:
+    events = [raw(seq, changed(seq, 1, range(1))) for seq in (1, 2, 3)]
+    long_ago = time.monotonic() - 2 * intake.LONGEST_SECONDS
+    assert intake.take(clinic, events, long_ago).cursor == 1
+    assert intake.take(clinic, events[1:]).cursor == 3
