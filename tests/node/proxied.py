@@ -93,8 +93,8 @@ class Proxy:
             self.wait_for_worker()
 
     def wait_for_worker(self, times: int = 1) -> None:
-        """Wait until a worker served so many times."""
-        wait_until(lambda: self.log.read_bytes().count(b"proxy-worker-ready") >= times, 60, "the worker serves")
+        """Wait until so many workers were heard of, one after the other: only then nothing passes without them."""
+        wait_until(lambda: self.log.read_bytes().count(b"proxy-worker-serves") >= times, 120, "the worker serves")
 
     def worker_pids(self) -> list[int]:
         """Of all workers there ever were."""
