@@ -26,7 +26,7 @@ from tests.node.conftest import AE_TITLE, NodeProcess
 
 MakeNode = Callable[..., NodeProcess]
 MANY = int(os.environ.get("REGIS_TEST_ASSOCIATIONS", "400"))
-"""The full count of ten thousand takes some minutes."""
+"""With an echo each the full count of ten thousand takes some minutes."""
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -107,6 +107,29 @@ def test_associations_one_after_the_other_leak_nothing(make_node: MakeNode, clas
     assert Held.by(node).memory < before.memory + 15
 
 
+def test_ten_thousand_bare_associations_leak_nothing(make_node: MakeNode) -> None:
+    node = make_node()
+    request = association_request()
+
+    def round_of(count: int) -> None:
+        for _ in range(count):
+            with connect(node) as plain:
+                for sent, expected in (
+                    (request, upper_layer.ASSOCIATE_AC),
+                    (upper_layer.RELEASE_RQ_PDU, upper_layer.RELEASE_RP),
+                ):
+                    plain.sendall(sent)
+                    answer = upper_layer.read_pdu(plain, 1 << 20, time.monotonic() + 60)
+                    assert answer is not None
+                    assert answer[0] == expected
+
+    round_of(200)
+    before = Held.by(node)
+    round_of(10_000)
+    settles(node, before)
+    assert Held.by(node).memory < before.memory + 15
+
+
 def test_fifty_at_once_are_all_served_and_leave_nothing(make_node: MakeNode) -> None:
     node = make_node()
     assert echoes(node)
@@ -162,6 +185,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory, empty_database: object) -> I
 
 def connect(node: NodeProcess) -> socket.socket:
     plain = socket.create_connection(("127.0.0.1", node.dicom_port), 20)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     plain.settimeout(20)
     return plain
 
