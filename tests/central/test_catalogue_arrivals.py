@@ -1,12 +1,15 @@
 """Events of nodes become the region's catalogue: counted, proven, complete, and the same however often they come."""
 
+import asyncio
+
 import pytest
+from channels.layers import get_channel_layer
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from gateway.envelope import SeriesChanged
-from ris_central.catalogue.actions import arrivals, manifests
+from ris_central.catalogue.actions import announcing, arrivals, manifests
 from ris_central.catalogue.actions.arrivals import adopt_parked
 from ris_central.catalogue.models import (
     InstanceHolding,
@@ -200,3 +203,19 @@ def test_study_times_are_read_in_the_zone_of_the_site(date: str, time: str, offs
 
 def test_a_date_that_is_none_gives_no_time() -> None:
     assert started_at("yesterday", "1200", "", "Europe/Moscow") is None
+
+
+def test_studies_that_change_within_a_moment_are_told_to_open_pages_by_one_message() -> None:
+    async def heard() -> dict[str, object]:
+        layer = get_channel_layer()
+        page = await layer.new_channel()
+        await layer.group_add(announcing.WORKLIST_GROUP, page)
+        told = Study(pk=900_000_001), Study(pk=900_000_002)
+        for study in told:
+            announcing._changed_studies.add([study.pk])
+        while True:
+            message: dict[str, object] = await asyncio.wait_for(layer.receive(page), 60)
+            if set(message["studies"]) & {study.pk for study in told}:  # type: ignore[call-overload]
+                return message
+
+    assert asyncio.run(heard()) == {"type": "study.changed", "studies": [900_000_001, 900_000_002]}
