@@ -22,13 +22,13 @@ LEAST: Final = 1 << 16
 """What is shorter says more of the round trip than of the line; it is encoded anyway, which costs next to nothing."""
 FIRST_TRY_SECONDS, TRY_SECONDS = 10.0, 600.0
 _TRY_BYTES: Final = 16 << 20
-_TRY_COST_SECONDS: Final = 1.0
-"""A trial of the other way is so long at most, or one stretch."""
+_TRY_COST_SECONDS, _LONGEST_TRY_SECONDS = 1.0, 4.0
+"""A trial of the other way takes about so long, longer where it would not say enough, or one stretch."""
 _REMEMBERED_BYTES: Final = 64 << 20
 _REMEMBERED_SECONDS: Final = 10.0
 """After so much of either a measurement counts half."""
-_ENOUGH_BYTES: Final = 8 << 20
-_ENOUGH_SECONDS: Final = 2.0
+_ENOUGH_BYTES: Final = 4 << 20
+_ENOUGH_SECONDS: Final = 0.25
 _EASILY: Final = 3.0
 _CLEARLY: Final = 0.9
 _RATES: Final = ("encoder", "encoded", "plain")
@@ -180,8 +180,13 @@ class Paying:
         if now >= self._try_at:
             self._try_at = now + TRY_SECONDS
             here = measured.encoded if self._decision.encode else measured.plain
-            self._to_try = max(length, min(_TRY_BYTES, int(_TRY_COST_SECONDS / here) if here else _TRY_BYTES))
+            self._to_try = max(length, _trial_bytes(here) if here else _TRY_BYTES)
         if self._to_try <= 0:
             return self._decision.encode
         self._to_try -= length
         return not self._decision.encode
+
+
+def _trial_bytes(cost: float) -> int:
+    enough = min(_ENOUGH_BYTES, int(_LONGEST_TRY_SECONDS / cost))
+    return min(_TRY_BYTES, max(enough, int(_TRY_COST_SECONDS / cost)))

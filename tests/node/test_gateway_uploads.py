@@ -240,8 +240,10 @@ def test_a_chunk_that_the_disk_lost_is_found_and_comes_again(sent: Sent) -> None
 def test_an_upload_that_would_fill_the_disk_is_507_before_anything_is_sent(
     sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    usage = shutil.disk_usage(storage().root)  # as it was: other programs fill and free the same disk
     with monkeypatch.context() as patch:
-        patch.setattr(storage(), "watermarks", Watermarks(Space(storage().free_bytes() - len(sent.raw))))
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        patch.setattr(storage(), "watermarks", Watermarks(Space(usage.free - len(sent.raw))))
         refused(sent.begin(), 507, "storage-full")
     assert in_the_spool() == []
     sent.all_chunks()

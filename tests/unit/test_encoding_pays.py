@@ -49,18 +49,18 @@ class World:
     def __init__(self, line: float, *, encoder: float = 100, ratio: float = 0.4) -> None:
         self.line, self.encoder, self.ratio = line, encoder, ratio
         self.now = self.seconds = 0.0
-        self.decoder = float("inf")
+        self.decoder, self.size = float("inf"), 4.0
         self.paying = Paying(1, lambda: self.now)
 
     def send(self, megabytes: int, setting: Setting = "auto", *, counts: bool = True) -> list[bool]:
-        """Whether each stretch of 4 MB was encoded."""
-        ways, begun = [], self.now
-        for _ in range(megabytes // 4):
-            with self.paying.stretch(4 * MB, setting, counts=counts) as stretch:
+        """Whether each stretch of ``size`` MB was encoded."""
+        ways, begun, size = [], self.now, self.size
+        for _ in range(int(megabytes / size)):
+            with self.paying.stretch(int(size * MB), setting, counts=counts) as stretch:
                 if stretch.encode:
-                    stretch.processor_seconds, stretch.wire = 4 / self.encoder, int(4 * MB * self.ratio)
+                    stretch.processor_seconds, stretch.wire = size / self.encoder, int(size * MB * self.ratio)
                 share = self.ratio if stretch.encode else 1.0
-                self.now += 4 * share / self.line + 4 * (1 / self.encoder + 1 / self.decoder) * stretch.encode
+                self.now += size * share / self.line + size * (1 / self.encoder + 1 / self.decoder) * stretch.encode
             ways.append(stretch.encode)
         self.seconds += self.now - begun
         return ways
@@ -123,11 +123,15 @@ def test_on_a_very_slow_line_a_trial_is_one_stretch() -> None:
     assert world.send(40).count(False) == 1
 
 
-def test_a_receiver_that_is_slow_at_decoding_is_found_out_by_the_first_trial() -> None:
+@pytest.mark.parametrize("size", [0.5, 4.0])
+def test_a_receiver_that_is_slow_at_decoding_is_found_out_by_the_first_trial(size: float) -> None:
     world = World(100, encoder=400)
-    world.decoder = 10
-    world.send(400)
-    assert not any(world.send(400))
+    world.size = size
+    for decoder in (10, 5, 2):
+        world.paying.forget()
+        world.decoder = decoder
+        world.send(400)
+        assert not any(world.send(400)), decoder
 
 
 def test_a_line_that_was_cut_is_measured_anew() -> None:
