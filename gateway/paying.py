@@ -76,11 +76,12 @@ class _Average:
     seconds: float = 0.0
     count: float = 0.0
     is_enough: bool = False
+    wanted: int = _ENOUGH_BYTES
 
     def add(self, seconds: float, count: int) -> None:
         fade = 0.5 ** max(count / _REMEMBERED_BYTES, seconds / _REMEMBERED_SECONDS)
         self.seconds, self.count = self.seconds * fade + seconds, self.count * fade + count
-        self.is_enough |= self.count >= _ENOUGH_BYTES or self.seconds >= _ENOUGH_SECONDS
+        self.is_enough |= self.count >= self.wanted or self.seconds >= _ENOUGH_SECONDS
 
     @property
     def value(self) -> float | None:
@@ -181,6 +182,7 @@ class Paying:
             self._try_at = now + TRY_SECONDS
             here = measured.encoded if self._decision.encode else measured.plain
             self._to_try = max(length, _trial_bytes(here) if here else _TRY_BYTES)
+            self._ways[not self._decision.encode].wanted = min(_ENOUGH_BYTES, self._to_try // 2)
         if self._to_try <= 0:
             return self._decision.encode
         self._to_try -= length
