@@ -164,7 +164,7 @@ def test_fifty_associations_at_once_all_pass(proxy: Proxy, old: Store, tmp_path:
     for thread in threads:
         thread.start()
     together.wait()
-    wait_until(lambda: len(journal.read_state(proxy.state_folder)["open"]) == 50, 60, "all are counted as open")
+    wait_until(lambda: len(journal.read_state(proxy.state_folder).get("open", ())) == 50, 60, "all are counted as open")
     together.wait()
     for thread in threads:
         thread.join(120)
