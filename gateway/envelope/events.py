@@ -5,7 +5,7 @@ import json
 from datetime import UTC
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from gateway.envelope.base import SCHEMA_VERSION, Wire
 from gateway.envelope.holdings import SeriesHeld
@@ -274,6 +274,15 @@ class Event(Wire):
     body: EventBody
 
 
+def _storable(value: Any) -> Any:
+    """The same without NUL characters, which some devices pad texts with and PostgreSQL cannot keep."""
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, dict):
+        return {_storable(key): _storable(one) for key, one in value.items()}
+    return [_storable(one) for one in value] if isinstance(value, list) else value
+
+
 class RawEvent(Wire):
     """An event as the receiver first takes it: the body is judged event by event, so one bad one stops no other."""
 
@@ -281,7 +290,7 @@ class RawEvent(Wire):
     epoch: str = Field(max_length=36)
     seq: int = Field(ge=1)
     occurred_at: AwareDatetime
-    body: dict[str, Any]
+    body: Annotated[dict[str, Any], BeforeValidator(_storable)]
 
 
 class RawEventBatch(Wire):

@@ -54,6 +54,14 @@ def test_events_are_applied_once_and_in_order(node: Node, heard: list[str]) -> N
     assert heard == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
 
 
+def test_a_text_with_nul_characters_is_taken_without_them_and_stops_no_other(node: Node, heard: list[str]) -> None:
+    padded = refusal(1, calling_ae_title="CT\0\0", strange={"ke\0y": ["a\0b"]})
+    assert intake.take(node, [padded, refusal(2)]).cursor == 2
+    assert heard == ["10.0.0.1", "10.0.0.2"]
+    body = InboxEvent.objects.get(seq=1).body
+    assert (body["calling_ae_title"], body["strange"]) == ("CT", {"key": ["ab"]})
+
+
 def test_nothing_is_taken_after_a_gap_and_the_answer_says_where_to_go_on(node: Node, heard: list[str]) -> None:
     assert intake.take(node, [refusal(1), refusal(3), refusal(4)]).cursor == 1
     assert heard == ["10.0.0.1"]
