@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import errno
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -36,10 +38,16 @@ def as_child(parent: int) -> Callable[[], None]:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody has now, below those that systems give to outgoing connections.
+
+    Raises: OSError when all that were tried are taken.
+    """
+    for _ in range(100):
+        port = 10_000 + secrets.randbelow(22_000)  # not by ``random``, whose sequence tests may fix
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, "no free port was found between 10000 and 32000")
 
 
 def port_is_free(port: int) -> bool:

@@ -4,6 +4,7 @@ It knows nothing of DICOM but where an A-ASSOCIATE-RQ names whom it calls.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -33,6 +34,7 @@ _LONGEST_PAUSE: Final = 30.0
 _STEADY_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
 _TITLE_SECONDS: Final = 30.0
+_PORT_SECONDS: Final = 5.0
 
 
 class Supervisor:
@@ -210,7 +212,16 @@ class Supervisor:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """The port, for which it waits: the worker of a first process that was killed has it until it notices."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    listener.setblocking(False)
-    return listener
+    deadline = time.monotonic() + _PORT_SECONDS
+    while True:
+        try:
+            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            listener.setblocking(False)
+            return listener

@@ -6,6 +6,7 @@ import pytest
 from django.core.cache import cache
 from django.db import connection
 from django.test import Client
+from django.utils import translation
 
 from ris_central.accounts.models import User
 
@@ -24,7 +25,8 @@ def django_db_setup(django_db_setup: None) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_and_clean(settings: pytest.FixtureRequest) -> None:
-    """A cheap password hash, and nothing left over in the cache."""
+    """A cheap password hash, nothing left over in the cache, and no language of the request before."""
+    translation.deactivate()
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # type: ignore[attr-defined]
     cache.clear()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.utils import translation
 from psycopg import sql
 
 from deploy.processes import as_child, free_port, wait_until
@@ -23,6 +24,12 @@ from pacs_node.clinic.models import ApplicationEntity
 
 ROOT = Path(__file__).parent.parent.parent
 AE_TITLE = "TESTNODE"
+
+
+@pytest.fixture(autouse=True)
+def _language_of_nobody() -> None:
+    """The language of the last request stays with its thread."""
+    translation.deactivate()
 
 
 @dataclass
