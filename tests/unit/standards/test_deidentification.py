@@ -65,9 +65,7 @@ def put(dataset: Dataset, tag: int) -> None:
     vr = dictionary_VR(tag).split(" or ")[0]
     if vr == "SQ":
         item = Dataset()
-        if not ACTIONS[tag].endswith(
-            "U*"
-        ):  # where those stay, their codes do
+        if not ACTIONS[tag].endswith("U*"):  # where those stay, their codes do
             item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "Zorgl", "99ZORGL", "Zorgl Paula"
         item.ReferencedSOPInstanceUID = "1.2.643.1"
         dataset.add(DataElement(tag, vr, Sequence([item])))
