@@ -1,4 +1,5 @@
-"""Copies of what passes. The relay hands pieces over and never waits: what does not fit is named, not waited for.
+"""Copies of what passes. A disk slower than the network may hold up the relay a little, by its `Patience` and no
+longer: what does not fit then is named, not waited for.
 
 Two threads: one writes what comes, so that memory is free again; one makes what the old PACS took durable, asks the
 rules and hands it to its destinations.
@@ -9,6 +10,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +65,34 @@ class Tapped:
     is_begun: bool = False
 
 
+class Patience:
+    """How long passing may still be held up: a burst of ``_MOST_SECONDS``, and ``_SHARE`` of the time in the long run.
+
+    So a disk that hangs costs one pause, not one for each image, and a device never waits as long as its time-outs.
+    """
+
+    _MOST_SECONDS: Final = 5.0
+    _SHARE: Final = 0.2
+
+    def __init__(self) -> None:
+        self._left = self._MOST_SECONDS
+        self._at = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at) * self._SHARE, self._MOST_SECONDS)
+        self._at = now
+        return self._left
+
+    def spend(self, seconds: float) -> None:
+        """They were waited."""
+        self._left = max(self.left() - seconds * (1 + self._SHARE), 0.0)
+
+
 class Tap:
-    """The bounded way from the relay to the spool. ``begin``, ``piece``, ``end`` never block and never raise."""
+    """The bounded way from the relay to the spool. ``begin``, ``piece``, ``end`` never raise, and only ``piece`` waits,
+    for room in the queue and as long as there is `Patience`."""
 
     def __init__(
         self, spool: Spool, journal: Journal, copying: Copying, *, most_queued_bytes: int, least_free_bytes: int
@@ -75,7 +103,8 @@ class Tap:
         self._most = most_queued_bytes
         self._least_free = least_free_bytes
         self._queued = 0
-        self._lock = threading.Lock()
+        self._room = threading.Condition()
+        self._patience = Patience()
         self._steps: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._threads = [
@@ -111,12 +140,22 @@ class Tap:
             tapped.study_instance_uid = study_in(bytes(data[:_LOOKED_AT]))
         if tapped.trouble:
             return
-        with self._lock:
-            if self._queued + len(data) > self._most:
-                tapped.trouble = "too-slow: the disk did not keep up with what passed"
-                return
-            self._queued += len(data)
-        self._steps.put(lambda: self._append(tapped, data))
+        if self._has_room(len(data)):
+            self._steps.put(lambda: self._append(tapped, data))
+        else:
+            tapped.trouble = "too-slow: the disk did not keep up with what passed"
+
+    def _has_room(self, size: int) -> bool:
+        """Take so many bytes of the queue, once they are free and while there is patience."""
+        with self._room:
+            most = self._most - size
+            if most >= 0 and self._queued > most:
+                began = time.monotonic()
+                self._room.wait_for(lambda: self._queued <= most, self._patience.left())
+                self._patience.spend(time.monotonic() - began)
+            fits = self._queued <= most
+            self._queued += size if fits else 0
+            return fits
 
     def end(self, tapped: Tapped, status: int | None) -> None:
         """The answer to it; None: there was none, the device will send it again."""
@@ -155,8 +194,9 @@ class Tap:
         except OSError as error:
             self._fail(tapped, error)
         finally:
-            with self._lock:
+            with self._room:
                 self._queued -= len(data)
+                self._room.notify_all()
 
     @staticmethod
     def _put(tapped: Tapped, data: memoryview) -> None:
