@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,7 +148,7 @@ class Region:
         self._wait(self.centre, self.centre_port, "/federation/v1/status")
 
     def revive(self, *nodes: NodeUnderTest) -> None:
-        """Start what a test before killed of the centre and these nodes, and wait until they answer."""
+        """Start what a test before killed of the centre and these nodes; until they answer and know each other."""
         for part in (self.centre, *(part for node in nodes for part in (node.pacs, node.gateway))):
             if part.process is None and part.log.exists():
                 part.start()
@@ -156,6 +156,16 @@ class Region:
         for node in nodes:
             if node.pacs.process is not None:
                 self.wait_for_pacs(node)
+        wait_until(lambda: self._acquainted(nodes), 240, "each node has the keys of the others")
+
+    def _acquainted(self, nodes: Sequence[NodeUnderTest]) -> bool:
+        keys = dict(self.ask("SELECT name, public_key FROM federation_node"))
+        for node in nodes:
+            directory = json.loads(str(node.query("SELECT directory FROM gateway_joinstate")[0][0]))
+            known = {peer["name"]: peer["public_key"] for peer in directory["peers"]}
+            if any(known.get(other.name) != keys[other.name] for other in nodes if other is not node):
+                return False
+        return True
 
     def forget(self) -> None:
         """Empty the centre's cache: who could not be reached a moment ago, who was asked to hurry."""

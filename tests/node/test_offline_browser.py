@@ -51,6 +51,7 @@ class Doctor:
         page.fill("#username", "dr")
         page.fill("#password", "radiant-day")
         page.click("button.act")
+        expect(page).not_to_have_url(f"{self.address}/login/", timeout=SLOW)
         page.close()
 
     def open(self, path: str = "") -> Page:
