@@ -9,6 +9,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
+from ris_central.accounts.models import User
 from ris_central.federation.models import Node
 from ris_central.orders.models import ServiceRequest
 from ris_central.organizations.models import Site
@@ -40,6 +41,9 @@ class Study(models.Model):
     first_seen_at = models.DateTimeField(auto_now_add=True)
     last_instance_at = models.DateTimeField(db_index=True)
     complete_at = models.DateTimeField(null=True)
+    held_at = models.DateTimeField(null=True)
+    """Since when a person has its nodes keep it back, until it is let go of or asked for."""
+    held_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
 
     class Meta:
         constraints = [

@@ -63,6 +63,13 @@ def visible_to(user: User | AnonymousUser) -> QuerySet[Study]:
     return Study.objects.filter(seen)
 
 
+def may_hold(user: User, study: Study) -> bool:
+    """Whether this person may keep a study from leaving: who reports at its site, and the administrator."""
+    if can(user, Capability.ADMINISTER):
+        return True
+    return can(user, Capability.REPORT) and memberships_of(user).filter(site=study.site_id).exists()
+
+
 def sees_only_by_grant(user: User, study: Study) -> bool:
     """Whether nothing but a consult opens this study to the person: then the patient's other studies stay closed."""
     if user.role == Role.ADMINISTRATOR or Membership.objects.filter(user=user, site=study.site_id).exists():

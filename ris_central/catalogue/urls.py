@@ -16,6 +16,7 @@ urlpatterns = [
     path("studies/<int:pk>/fetch/<int:holding>/", foreign.fetch, name="study_fetch"),
     path("studies/<int:pk>/opening/", views.study_opening, name="study_opening"),
     path("studies/<int:pk>/send/", views.study_send, name="study_send"),
+    path("studies/<int:pk>/hold/", views.study_hold, name="study_hold"),
     path("studies/<int:pk>/beside/", views.study_opened_beside, name="study_beside"),
     path("dicom-web/", include("ris_central.catalogue.dicomweb.urls")),
     path("viewer/app-config.js", viewer.app_config, name="viewer_config"),

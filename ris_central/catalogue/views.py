@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.contrib import messages
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
@@ -20,8 +20,7 @@ from ris_central.accounts.permissions import Capability, can, requires
 from ris_central.audit.actions import record, record_view
 from ris_central.catalogue import listeners, queries, whereabouts
 from ris_central.catalogue.actions import sending
-from ris_central.catalogue.models import SeriesHolder, Study, StudyConflict
-from ris_central.federation.models import Node
+from ris_central.catalogue.models import Study, StudyConflict
 from ris_central.patients.models import Patient
 from standards.person_names import display
 
@@ -111,7 +110,7 @@ def study(request: HttpRequest, pk: int) -> HttpResponse:
         "priors": [describe(prior) for prior in queries.priors(user, found)],
         "panels": panels,
         "zone": zone_of(user),
-        **proof(found),
+        **proof(found, user),
     }
     response = render(request, "catalogue/study.html", context)
     response["Cache-Control"] = "no-store"
@@ -133,7 +132,8 @@ def patient_panel(request: HttpRequest, patient: Patient) -> dict[str, Any] | No
 def study_proof(request: HttpRequest, pk: int) -> HttpResponse:
     """The part of the study page that says where the images are; fetched again as they arrive."""
     found = visible_study(request, pk)
-    context = {**describe(found), "zone": zone_of(the_user(request)), **proof(found)}
+    user = the_user(request)
+    context = {**describe(found), "zone": zone_of(user), **proof(found, user)}
     return render(request, "catalogue/_proof.html", context)
 
 
@@ -150,15 +150,24 @@ def study_opening(request: HttpRequest, pk: int) -> HttpResponse:
 def study_send(request: HttpRequest, pk: int) -> HttpResponse:
     """Ask the nodes that hold the study to send it now, or as soon as they are back."""
     found = visible_study(request, pk)
-    nodes = Node.objects.filter(
-        Q(pk__in=found.deliveries.values("node"))
-        | Q(pk__in=SeriesHolder.objects.filter(series__study=found, count__gt=0).values("node")),
-        revoked_at=None,
-    )
-    if not sending.send_now(found, nodes, request=request):
+    if not sending.send_now(found, sending.nodes_of(found), request=request):
         messages.warning(request, _("Nobody but the archive has images of this study."))
     if request.headers.get("HX-Request"):
         return _opening(request, found, is_asked=True)
+    return redirect("study", found.pk)
+
+
+@requires(Capability.REPORT, Capability.ADMINISTER)
+@require_POST
+def study_hold(request: HttpRequest, pk: int) -> HttpResponse:
+    """Have the clinic keep the study back, or let go of it (``do=let-go``): its own radiologists, the administrator."""
+    found = visible_study(request, pk)
+    if not queries.may_hold(the_user(request), found):
+        raise PermissionDenied
+    if request.POST.get("do") == "let-go":
+        sending.let_go(found, sending.nodes_of(found), request=request)
+    elif not sending.hold(found, sending.nodes_of(found), request=request):
+        messages.warning(request, _("Nobody but the archive has images of this study."))
     return redirect("study", found.pk)
 
 
@@ -168,6 +177,7 @@ def _opening(request: HttpRequest, found: Study, *, is_asked: bool = False) -> H
         "opening": whereabouts.opening(found),
         "zone": zone_of(the_user(request)),
         "is_asked": is_asked,
+        "is_held": sending.is_held(found),
     }
     response = render(request, "catalogue/_opening.html", context)
     response["Cache-Control"] = "no-store"
@@ -194,12 +204,14 @@ def visible_study(request: HttpRequest, pk: int) -> Study:
     return found
 
 
-def proof(study: Study) -> dict[str, Any]:
+def proof(study: Study, user: User) -> dict[str, Any]:
     """Who holds what of the study with what proof, how deliveries go and why not, and what conflicted or differs."""
     states = list(study.deliveries.select_related("node").order_by("node__name", "destination"))
     return {
         "holders": whereabouts.holder_rows(study),
         "deliveries": [row for row in whereabouts.delivery_rows(states) if not row.is_done],
+        "is_held": sending.is_held(study),
+        "may_hold": queries.may_hold(user, study),
         "conflicts": StudyConflict.objects.filter(study_instance_uid=study.study_instance_uid).count(),
         "differences": study.differences.filter(mended_at=None).select_related("node"),
         "series": study.series.order_by("series_number", "pk"),

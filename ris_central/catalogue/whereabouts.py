@@ -61,6 +61,8 @@ class DeliveryRow:
     bytes_per_second: int
     node_away_since: datetime | None
     failing_since: datetime | None
+    is_held: bool
+    """By a person: here or, as the node told, there."""
 
     @property
     def is_done(self) -> bool:
@@ -140,6 +142,7 @@ def _delivery(state: DeliveryState) -> DeliveryRow:
         bytes_per_second=int(told.get("bytes_per_second", 0)),
         node_away_since=away_since,
         failing_since=parse_datetime(told["failing_since"]) if told.get("failing_since") else None,
+        is_held=state.study.held_at is not None or any(one["reason"] == "held" for one in told.get("held", [])),
     )
 
 

@@ -12,17 +12,15 @@ from django.http import HttpRequest
 from django.utils import timezone
 from rest_framework.request import Request
 
-from gateway.envelope import SendStudy
 from ris_central.accounts.models import Role, User
 from ris_central.audit.actions import record
+from ris_central.catalogue.actions import sending
 from ris_central.catalogue.actions.announcing import announce_changed, tell_pages
 from ris_central.catalogue.actions.grants import grant, revoke
-from ris_central.catalogue.models import SeriesHolder, Study
+from ris_central.catalogue.models import Study
 from ris_central.consults.models import Consult
 from ris_central.consults.permissions import may_answer, may_ask
 from ris_central.consults.transitions import OPEN, move
-from ris_central.federation.actions import send_command
-from ris_central.federation.models import Node
 from ris_central.federation.prepared import execute
 from ris_central.organizations.models import Site
 from ris_central.organizations.queries import people_of
@@ -30,7 +28,6 @@ from standards.errors import ConflictError, ForbiddenError, PermanentError
 
 AnyRequest = HttpRequest | Request | None
 DESK_GROUP = "consults"
-_CONSULT_PRIORITY = 10
 _WAITING = """
 SELECT id FROM consults_consult WHERE study_id = ANY(%(studies)s::bigint[]) AND status = ANY(%(open)s::text[])
 """
@@ -85,8 +82,7 @@ def ask(
             "already-asked", f"{reference_site} was asked about this study and has not answered."
         ) from error
     grant(study, _experts(reference_site))
-    for node in _holding_nodes(study):
-        send_command(node, SendStudy(study_instance_uid=study.study_instance_uid, priority=_CONSULT_PRIORITY))
+    sending.ask(study, sending.nodes_of(study), sending.CONSULT)
     _record("consult.requested", consult, user, request, site=reference_site.code, urgent=is_urgent)
     _announce(consult)
     return consult
@@ -247,12 +243,6 @@ def content_sha256(consult: Consult) -> str:
 
 def _images_ready(study: Study) -> bool:
     return study.instances_known > 0 and study.instances_safe >= study.instances_known
-
-
-def _holding_nodes(study: Study) -> list[Node]:
-    """The clinics' nodes that hold images of the study: each is asked to deliver them first."""
-    holders = SeriesHolder.objects.filter(series__study=study, count__gt=0).values("node")
-    return list(Node.objects.filter(pk__in=holders, revoked_at=None).exclude(kind=Node.Kind.ARCHIVE).order_by("pk"))
 
 
 def _experts(site: Site) -> list[User]:

@@ -134,7 +134,7 @@ def _site(request: HttpRequest, pk: int) -> Site:
 def mirror(request: HttpRequest, pk: int) -> HttpResponse:
     """The page; with htmx only what changes."""
     user, site = the_user(request), _site(request, pk)
-    states = DeliveryState.objects.filter(node__site=site).select_related("node", "study")
+    states = DeliveryState.objects.filter(node__site=site).select_related("node", "study", "study__held_by")
     page = Paginator(whereabouts.unfinished(states), _ROWS).get_page(request.GET.get("page"))
     shown = list(page)
     open_to_user = set(
@@ -174,19 +174,32 @@ def _described(difference: Difference) -> dict[str, Any]:
 @requires(Capability.CONNECT, Capability.ADMINISTER)
 @require_POST
 def send(request: HttpRequest, pk: int) -> HttpResponse:
-    """Send what waits, is held back or failed: of one study, or of all of the site."""
+    """Send what waits, is kept back by rule or failed, of all of the site; of one study also what a person holds."""
     site = _site(request, pk)
     states = whereabouts.unfinished(DeliveryState.objects.filter(node__site=site))
     if wanted := request.POST.get("study"):
         states = states.filter(study=int(wanted) if wanted.isdecimal() else None)
-    elif request.POST.get("only") == "failed":
-        states = states.filter(Q(failed__gt=0) | ~Q(last_error=""))
+    else:  # what somebody holds back is let go of one by one
+        states = states.filter(study__held_at=None)
+        if request.POST.get("only") == "failed":
+            states = states.filter(Q(failed__gt=0) | ~Q(last_error=""))
     studies = Study.objects.in_bulk(list(dict.fromkeys(states.values_list("study_id", flat=True)[:SENT_AT_ONCE])))
     asked = 0
     for study in studies.values():
         holding = SeriesHolder.objects.filter(series__study=study, count__gt=0).values("node")
         asked += bool(sending.send_now(study, Node.objects.filter(pk__in=holding, site=site), request=request))
     messages.success(request, _("Asked the node to send now: %(n)s studies.") % {"n": asked})
+    return redirect("site_mirror", site.pk)
+
+
+@requires(Capability.CONNECT, Capability.ADMINISTER)
+@require_POST
+def hold(request: HttpRequest, pk: int, study: int) -> HttpResponse:
+    """Have the site's nodes keep a study back, or let go of it (``do=let-go``)."""
+    site = _site(request, pk)
+    found = get_object_or_404(Study.objects.filter(deliveries__node__site=site).distinct(), pk=study)
+    change = sending.let_go if request.POST.get("do") == "let-go" else sending.hold
+    change(found, sending.nodes_of(found).filter(site=site), request=request)
     return redirect("site_mirror", site.pk)
 
 

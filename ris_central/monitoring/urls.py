@@ -10,6 +10,7 @@ urlpatterns = [
     path("<int:pk>/", views.site, name="site"),
     path("<int:pk>/mirror/", mirror.mirror, name="site_mirror"),
     path("<int:pk>/mirror/send/", mirror.send, name="site_mirror_send"),
+    path("<int:pk>/mirror/hold/<int:study>/", mirror.hold, name="site_mirror_hold"),
     path("<int:pk>/mirror/compare/", mirror.compare, name="site_mirror_compare"),
     path("<int:pk>/mirror/differences/<int:difference>/", mirror.difference, name="site_difference"),
     path("<int:pk>/mirror/storage-model/", mirror.storage_model, name="site_storage_model"),

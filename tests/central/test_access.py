@@ -54,7 +54,7 @@ PERMITTED = {
         *("foreign_source_new", "foreign_source", "foreign_source_state", "foreign_source_probe"),
         "foreign_source_remove",
         "event_retry",
-        "site_mirror_send",
+        *("site_mirror_send", "site_mirror_hold"),
         "site_mirror_compare",
         "site_difference",
         "devices",
@@ -76,6 +76,7 @@ PERMITTED = {
         *("region_configuration_edit", "region_configuration_json"),
     ],
     "GA": ["returned_decide"],
+    "RA": ["study_hold"],
     "R": [
         "report_node_draft",
         "report_save",
