@@ -157,8 +157,9 @@ def take_commands(node_id: int, after: int) -> list[RawCommand]:
         node.save(update_fields=["last_command_seq", "applied_command_seq"])
     waiting = Command.objects.filter(node=node, seq__gt=after).order_by("seq")[:COMMANDS_AT_ONCE]
     return [
-        RawCommand.model_validate({"schema_version": SCHEMA_VERSION, "seq": command.seq, "body": command.body})
+        RawCommand.model_validate({"schema_version": SCHEMA_VERSION, "seq": command.seq, "body": body})
         for command in waiting
+        for body in [configurations.as_understood(command.body, understood)]
     ]
 
 
@@ -176,9 +177,14 @@ def _make_whole(node: Node, after: int) -> None:
     record("node.told-again", actor="centre", entity=node, detail={"applied": after})
 
 
+@transaction.atomic
 def record_status(node: Node, status: NodeStatus) -> None:
-    """Keep the latest heartbeat of a node, and how far its clock is from ours."""
+    """Keep the latest heartbeat of a node, and how far its clock is from ours.
+
+    A node of another version than before kept of its configuration what it knew then: it is told all of it again.
+    """
     now = timezone.now()
+    is_changed = node.understands is not None and set(node.understands) != set(status.understands)
     Node.objects.filter(pk=node.pk).update(
         last_seen_at=now,
         status=status.model_dump(mode="json"),
@@ -186,3 +192,5 @@ def record_status(node: Node, status: NodeStatus) -> None:
         clock_skew_seconds=trust.skew(status.clock, now),
         clock_heard_at=now,
     )
+    if is_changed:
+        configurations.push(node)

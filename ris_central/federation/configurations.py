@@ -171,6 +171,16 @@ def push(node: Node) -> None:
         directories.send_command(node, Configuration.model_validate({**found.body, "version": found.version}))
 
 
+def as_understood(body: dict[str, Any], understood: frozenset[str] | None) -> dict[str, Any]:
+    """A command's body as a node is told it that understands these types of commands.
+
+    Who does not know that a foreign PACS may be out of use, which came with ``foreign.probe``, is not told of it.
+    """
+    if body.get("type") != "configuration" or understood is None or "foreign.probe" in understood:
+        return body
+    return {**body, "foreign": [source for source in body.get("foreign", []) if source.get("enabled", True)]}
+
+
 def _next_version() -> int:
     """Above all that were made, and above all that nodes have of a database that was restored since."""
     with connection.cursor() as cursor:

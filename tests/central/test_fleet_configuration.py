@@ -39,6 +39,30 @@ def test_a_version_is_pushed_rolled_back_and_told_apart_from_what_the_node_has()
     assert NodeConfiguration.objects.count() == 3, "history only grows"
 
 
+def test_a_node_that_cannot_switch_a_source_off_is_not_told_of_it_until_it_can() -> None:
+    node, _ = joined()
+    pacs = {"ae_title": "OLD", "host": "10.0.0.5", "port": 104}
+    off, on = {**pacs, "name": "old-pacs", "enabled": False}, {**pacs, "name": "other-pacs"}
+    made = configurations.save(node, {"foreign": [off, on]})
+
+    def told(after: int) -> tuple[int, list[tuple[int, list[str]]]]:
+        commands = actions.take_commands(node.pk, after)
+        bodies = [one.body for one in commands if one.body["type"] == "configuration"]
+        return commands[-1].seq if commands else after, [
+            (body["version"], [source["name"] for source in body["foreign"]]) for body in bodies
+        ]
+
+    after, first = told(0)
+    assert first == [(made.version, ["other-pacs"])]
+    upgraded = [*(node.understands or []), "foreign.probe"]
+    for _ in range(2):
+        node.refresh_from_db()
+        actions.record_status(node, status(understands=upgraded))
+    after, second = told(after)
+    assert second == [(made.version, ["old-pacs", "other-pacs"])], "once, as soon as it says that it can"
+    assert [one["name"] for one in configurations.body_of(node)["foreign"]] == ["old-pacs", "other-pacs"]
+
+
 def test_the_region_decides_for_all_that_have_nothing_of_their_own() -> None:
     (one, _), (other, _) = joined(), joined("other", centre.site("b"))
     own = configurations.save(one, {"mirror": {"night_since": "21:00"}})
