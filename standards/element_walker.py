@@ -40,16 +40,18 @@ _WINDOW: Final = 1 << 16
 
 @dataclass
 class Budget:
-    """What one data set may cost: elements walked at all, and elements and bytes kept in memory."""
+    """What one data set may cost: elements walked, elements and bytes kept, bytes within items whose place is told."""
 
     walked: int = 8_000_000
     kept_elements: int = 500_000
     kept_bytes: int = 64 << 20
+    told_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)
 class PixelElement:
-    """Where the pixel data value lies: for encapsulated data from the first item tag to before the delimiter."""
+    """Where the pixel data value lies: for encapsulated data from the first item tag to before the delimiter. With
+    ``tell_places`` also where a value within items lies that is too long to keep."""
 
     keyword: str
     offset: int
@@ -115,9 +117,11 @@ class Walker:
         budget: Budget,
         default_charset: str,
         more_to_come: bool = False,
+        tell_places: bool = False,
     ) -> None:
-        """``more_to_come``: native pixel data may reach beyond the end of the stream; ``position`` is then its end."""
+        """``more_to_come``, ``tell_places``: as for ``part10.read_header``; ``position`` is where the data set ends."""
         self._more_to_come = more_to_come
+        self._tell_places = tell_places
         self._stream = stream
         self._end = stream.seek(0, 2)
         self._window = b""
@@ -171,10 +175,22 @@ class Walker:
     def _keep(self, length: int) -> bool:
         self._budget.kept_elements -= 1
         self._budget.kept_bytes -= length
-        if self._budget.kept_elements < 0 or self._budget.kept_bytes < 0:
-            self.complete = False
-            return False
-        return True
+        return self._budget.kept_elements >= 0 and self._budget.kept_bytes >= 0
+
+    def _left_out(self, tag: int, vr: str | None, depth: int, place: PixelElement) -> DataElement | None:
+        """What stands for a value that is not kept."""
+        if depth == 0 and not place.encapsulated:
+            self.complete = self.complete and self._tell_places
+            self.omitted.append((tag, place.offset, place.length))
+            if len(self.omitted) > MAX_OMITTED:
+                raise PermanentError("too-many-elements", "a data set of this size is not read")
+            return None
+        self._budget.told_bytes -= place.length
+        if depth and self._tell_places and self._budget.told_bytes >= 0 and self._budget.kept_elements > 0:
+            self._budget.kept_elements -= 1
+            return DataElement(tag, vr or "UN", place, already_converted=True)
+        self.complete = False
+        return None
 
     # Elements
 
@@ -294,8 +310,7 @@ class Walker:
     ) -> RawDataElement | DataElement | None:
         if length == UNDEFINED:
             if tag in _PIXEL_TAGS or vr in ("OB", "OW"):
-                self._encapsulated(tag, limit, encoding, depth)
-                return None
+                return self._encapsulated(tag, limit, encoding, depth)
             if vr not in ("SQ", "UN", None):
                 raise PermanentError("length-out-of-bounds", f"({tag:08X}) of VR {vr} has an undefined length")
             # PS3.5 6.2.2: an UN of undefined length is a sequence in Implicit VR Little Endian.
@@ -313,13 +328,8 @@ class Walker:
             self.position = end
             return None
         if length > MAX_KEPT_VALUE or not self._keep(length):
-            self.complete = False
-            if depth == 0:
-                self.omitted.append((tag, offset, length))
-                if len(self.omitted) > MAX_OMITTED:
-                    raise PermanentError("too-many-elements", "a data set of this size is not read")
             self.position = end
-            return None
+            return self._left_out(tag, vr, depth, PixelElement("", offset, length, False, False))
         value = self._take(length)
         if vr is None or vr == "UN":
             known = dictionary_vr(tag)
@@ -361,6 +371,8 @@ class Walker:
                 item = self._elements(self._within(length, limit, tag), encoding, depth + 1, charset)
             if self._keep(0):
                 items.append(item)
+            else:
+                self.complete = False
         sequence = DataElement(tag, "SQ", DicomSequence(items), start, already_converted=True)
         sequence.is_undefined_length = delimited
         return sequence
@@ -371,7 +383,7 @@ class Walker:
         group, number, length = encoding.tag_long.unpack(self._take(8))
         return group << 16 | number, length
 
-    def _encapsulated(self, tag: int, limit: int, encoding: _Encoding, depth: int) -> None:
+    def _encapsulated(self, tag: int, limit: int, encoding: _Encoding, depth: int) -> DataElement | None:
         start = self.position
         while True:
             item_tag, length = self._item_header(limit, encoding)
@@ -380,7 +392,8 @@ class Walker:
             if item_tag != _ITEM or length == UNDEFINED:
                 raise PermanentError("length-out-of-bounds", f"({item_tag:08X}) of length {length} among fragments")
             self.position = self._within(length, limit, tag)
+        place = PixelElement(_PIXEL_TAGS.get(tag, ""), start, self.position - 8 - start, True, False)
         if depth == 0 and tag in _PIXEL_TAGS:
-            self.pixel = PixelElement(_PIXEL_TAGS[tag], start, self.position - 8 - start, True, False)
-        else:
-            self.complete = False
+            self.pixel = place
+            return None
+        return self._left_out(tag, "OB", depth, place)

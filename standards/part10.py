@@ -81,7 +81,7 @@ class Header:
     omitted: tuple[tuple[int, int, int], ...]
     """Top-level elements too long to keep: (tag, offset, length) in the plain stream, pixel data not among them."""
     complete: bool
-    """False if anything besides the pixel data was left out of ``dataset`` for its size."""
+    """False if anything besides the pixel data was left out of ``dataset`` for its size and no place told instead."""
 
 
 def read_header(
@@ -93,6 +93,7 @@ def read_header(
     default_charset: str = "",
     more_to_come: bool = False,
     max_inflated: int = MAX_INFLATED,
+    tell_places: bool = False,
 ) -> Header:
     """Read a Part 10 file from a seekable binary file, or with ``transfer_syntax`` a bare data set from ``start`` on.
 
@@ -101,6 +102,8 @@ def read_header(
     Memory stays bounded whatever the input: values over 1 MiB and all pixel data are skipped, not read.
     ``more_to_come``: the file is still being received; ``total_length`` tells where it should end, if native pixel data
     is its last element. Only when it ends there the header holds. ``max_inflated``: see :func:`inflate`.
+    ``tell_places``: within items, pixels of an encapsulated picture and values too long to keep are in ``dataset`` as
+    the ``PixelElement`` that says where they lie.
 
     Raises: PermanentError "not-dicom", "truncated", "invalid-vr", "unknown-transfer-syntax", "missing-uid",
         "invalid-uid", "nesting-too-deep", "length-out-of-bounds", "too-many-elements", "invalid-deflate".
@@ -115,7 +118,7 @@ def read_header(
     if not transfer_syntaxes.is_known(syntax):
         raise PermanentError("unknown-transfer-syntax", named(syntax) or "none is named")
     with _plain(fileobj, start, syntax, max_inflated) as (plain, begin):
-        walker = _walker(plain, begin, syntax, default_charset, more_to_come=more_to_come)
+        walker = _walker(plain, begin, syntax, default_charset, more_to_come=more_to_come, tell_places=tell_places)
         dataset = walker.read_dataset()
     if more_to_come:
         total = walker.position
@@ -153,7 +156,15 @@ def read_identifier(encoded: bytes, transfer_syntax: str, *, default_charset: st
         return _walker(plain, begin, syntax, default_charset).read_dataset()
 
 
-def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str, *, more_to_come: bool = False) -> Walker:
+def _walker(
+    plain: BinaryIO,
+    begin: int,
+    syntax: str,
+    default_charset: str,
+    *,
+    more_to_come: bool = False,
+    tell_places: bool = False,
+) -> Walker:
     return Walker(
         plain,
         begin,
@@ -162,6 +173,7 @@ def _walker(plain: BinaryIO, begin: int, syntax: str, default_charset: str, *, m
         budget=Budget(),
         default_charset=default_charset,
         more_to_come=more_to_come,
+        tell_places=tell_places,
     )
 
 

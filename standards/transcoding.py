@@ -8,7 +8,7 @@ Source: PS3.5 7.1.2, A.2, A.4; PS3.3 C.7.6.1.1.5
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
 from standards import transfer_syntaxes
+from standards.element_walker import PixelElement
 from standards.errors import PermanentError
 from standards.frames import FrameLayout, layout, read_frame
 from standards.part10 import Header, open_plain, read_header, text, write_file_meta
@@ -57,10 +58,13 @@ def as_explicit(file: BinaryIO, header: Header) -> Transcoded:
     if not can_be_explicit(header.transfer_syntax):
         raise PermanentError("cannot-transcode", "a video has no uncompressed form here")
     little = transfer_syntaxes.is_little_endian(header.transfer_syntax)
+    again = read_header(file, required=(), tell_places=True)
+    if not again.complete:
+        raise PermanentError("cannot-transcode", "a nested value is too long to be carried over")
     pixel_tag = _PIXEL_TAGS.get(header.pixel_keyword, 0)
     pieces: list[tuple[int, bytes, tuple[int, int, int] | None]] = []
     # Read anew: in a data set that was looked into, values are no longer the bytes of the file.
-    dataset = read_header(file, required=()).dataset
+    dataset = again.dataset
     changed: dict[int, bytes] = {}
     pixels: _Pixels | None = None
     native = header.pixel_offset is not None and not header.encapsulated
@@ -79,8 +83,6 @@ def as_explicit(file: BinaryIO, header: Header) -> Transcoded:
         vr = "OW" if pixels.shape.bits_allocated > 8 else "OB"
         pieces.append((pixel_tag, _head(pixel_tag, vr, pixels.length + pixels.length % 2), None))
     left_out = {place[0] for place in header.omitted}
-    if not header.complete and not header.omitted:
-        raise PermanentError("cannot-transcode", "a nested value is too long to be carried over")
     for tag, offset, length in header.omitted:
         vr = _vr_of(tag, dataset)
         pieces.append((tag, _head(tag, vr, length + length % 2), (_SIZES.get(vr, 1), offset, length)))
@@ -88,7 +90,7 @@ def as_explicit(file: BinaryIO, header: Header) -> Transcoded:
         for tag in list(dataset.keys()):
             number = int(tag)
             if number & 0xFFFF and number not in _OFFSET_TABLES and number not in left_out and number not in changed:
-                pieces.append((number, _element(plain, dataset, tag, little), None))
+                pieces.append((number, _element(plain, dataset, tag, header), None))
     pieces += [(tag, encoded, None) for tag, encoded in changed.items()]
     pieces.sort(key=lambda piece: piece[0])
     meta = write_file_meta(header.sop_class_uid, header.sop_instance_uid, transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN)
@@ -216,8 +218,9 @@ def _resolved(vr: str, dataset: Dataset) -> str:
     return "SS" if isinstance(sign, RawDataElement) and (sign.value or b"").strip(b"\0") else "US"
 
 
-def _element(plain: BinaryIO, dataset: Dataset, tag: BaseTag, little: bool) -> bytes:
+def _element(plain: BinaryIO, dataset: Dataset, tag: BaseTag, header: Header) -> bytes:
     item: Any = dataset.get_item(tag)
+    little = transfer_syntaxes.is_little_endian(header.transfer_syntax)
     if isinstance(item, RawDataElement):
         vr = _resolved(item.VR or "UN", dataset)
         raw = bytes(item.value or b"")
@@ -225,16 +228,38 @@ def _element(plain: BinaryIO, dataset: Dataset, tag: BaseTag, little: bool) -> b
             raw = _swapped(raw, _SIZES.get(vr, 1))
         return _encoded(int(tag), vr, raw)
     if isinstance(item, DataElement) and item.VR == "SQ":
-        items = b"".join(_item(plain, inner, little) for inner in item.value)
+        items = b"".join(_item(plain, inner, header) for inner in item.value)
         return _head(int(tag), "SQ", len(items)) + items
+    if isinstance(item, DataElement) and isinstance(item.value, PixelElement):
+        vr = _resolved(str(item.VR), dataset)
+        plain.seek(item.value.offset)
+        raw = plain.read(item.value.length)
+        return _encoded(int(tag), vr, raw if little else _swapped(raw, _SIZES.get(vr, 1)))
     if isinstance(item, DataElement):
         return _encoded(int(tag), str(item.VR), _as_stored(plain, item, dataset))
     raise PermanentError("cannot-transcode", f"({int(tag):08X}) is of a kind that is not carried over")
 
 
-def _item(plain: BinaryIO, inner: Dataset, little: bool) -> bytes:
-    body = b"".join(_element(plain, inner, tag, little) for tag in sorted(inner.keys()) if int(tag) & 0xFFFF)
+def _item(plain: BinaryIO, inner: Dataset, header: Header) -> bytes:
+    pixels = inner.get_item(_PIXEL_TAGS["PixelData"])
+    decoded: dict[int, bytes] = {}
+    if isinstance(pixels, DataElement) and isinstance(pixels.value, PixelElement) and pixels.value.encapsulated:
+        decoded = _picture(plain, inner, pixels.value, header)
+    body = b"".join(
+        decoded[tag] if tag in decoded else _element(plain, inner, BaseTag(tag), header)
+        for tag in sorted({*map(int, inner.keys()), *decoded})
+        if tag & 0xFFFF
+    )
     return struct.pack("<HHL", 0xFFFE, 0xE000, len(body)) + body
+
+
+def _picture(plain: BinaryIO, inner: Dataset, place: PixelElement, header: Header) -> dict[int, bytes]:
+    """The elements of a picture within an item, as an icon is, that is encapsulated as the image itself."""
+    own = replace(header, dataset=inner, pixel_offset=place.offset, pixel_length=place.length, encapsulated=True)
+    pixels = _Pixels(plain, replace(own, pixel_keyword="PixelData"))
+    value = b"".join(pixels.chunks())
+    vr = "OW" if pixels.shape.bits_allocated > 8 else "OB"
+    return {**pixels.attributes(), _PIXEL_TAGS["PixelData"]: _encoded(_PIXEL_TAGS["PixelData"], vr, value)}
 
 
 def _as_stored(plain: BinaryIO, item: DataElement, dataset: Dataset) -> bytes:
@@ -257,8 +282,6 @@ def _as_stored(plain: BinaryIO, item: DataElement, dataset: Dataset) -> bytes:
 def _encoded(tag: int, vr: str, raw: bytes) -> bytes:
     if len(raw) % 2:
         raw += b"\0" if vr in ("UI", "UN") or vr.startswith("O") else b" "
-    if vr not in _LONG and len(raw) > 0xFFFE:
-        vr = "UN"  # PS3.5 6.2.2: what is too long for its VR's 16-bit length
     return _head(tag, vr, len(raw)) + raw
 
 
@@ -266,6 +289,8 @@ def _head(tag: int, vr: str, length: int) -> bytes:
     group, number = tag >> 16, tag & 0xFFFF
     if length > _LARGEST:
         raise PermanentError("cannot-transcode", f"({tag:08X}) is over 4 GiB")
+    if vr not in _LONG and length > 0xFFFE:
+        vr = "UN"  # PS3.5 6.2.2: what is too long for its VR's 16-bit length
     if vr in _LONG:
         return struct.pack("<HH2s2xL", group, number, vr.encode("ascii"), length)
     return struct.pack("<HH2sH", group, number, vr.encode("ascii"), length)

@@ -1,6 +1,7 @@
 """Objects in Explicit VR Little Endian: the same values, the same pixels, another encoding."""
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 
 from standards.dicom_json import to_json
 from standards.dicom_xml import from_xml, to_xml
@@ -16,6 +18,7 @@ from standards.frames import iter_frames
 from standards.part10 import Header, open_plain, read_header
 from standards.pixels import decode_stored
 from standards.transcoding import as_explicit
+from tests.unit.standards.conftest import make_image, part10_bytes
 
 ImageFile = Callable[..., io.BytesIO]
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
@@ -53,6 +56,64 @@ def test_a_value_too_long_to_hold_is_carried_over(image_file: ImageFile) -> None
     back = dcmread(io.BytesIO(explicit(image_file("1.2.840.10008.1.2", EncapsulatedDocument=document))))
     assert back.EncapsulatedDocument == document + b"\0"
     assert back.Rows == 4
+
+
+def test_a_text_too_long_to_hold_and_for_its_representation_is_carried_over(image_file: ImageFile) -> None:
+    back = dcmread(io.BytesIO(explicit(image_file("1.2.840.10008.1.2", ImageComments="x" * (1 << 21)))))
+    assert len(back.ImageComments) == 1 << 21
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_a_long_value_within_an_item_is_carried_over(image_file: ImageFile, syntax: str) -> None:
+    waveform = Dataset()
+    waveform.WaveformBitsAllocated = 16
+    samples = np.arange(1 << 20, dtype="<u2")
+    stored = samples.astype(">u2") if syntax == "1.2.840.10008.1.2.2" else samples
+    waveform.add_new(0x54001010, "OW", stored.tobytes())
+    made = image_file(syntax, WaveformSequence=[waveform], EncapsulatedDocument=bytes(1 << 21))
+    back = dcmread(io.BytesIO(explicit(made)))
+    assert back.WaveformSequence[0].WaveformData == samples.tobytes()
+    assert len(back.EncapsulatedDocument) == 1 << 21
+
+
+def with_icon(rows: int = 2) -> io.BytesIO:
+    """An RLE image whose icon is RLE too."""
+    icon = make_image()
+    for keyword in ("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        del icon[keyword]
+    icon.Rows, icon.Columns = rows, 3
+    icon.BitsAllocated, icon.BitsStored, icon.HighBit = 8, 8, 7
+    image = make_image(IconImageSequence=[icon])
+    segment = struct.pack("<16L", 1, 64, *[0] * 14) + bytes([5, *range(6), 0])
+    icon.PixelData, icon["PixelData"].VR = encapsulate([segment]), "OB"
+    icon["PixelData"].is_undefined_length = True
+    low, high = (bytes(image.PixelData[start::2]) for start in (0, 1))
+    rest = bytes([23, *high]), bytes([23, *low])
+    image.PixelData = encapsulate([struct.pack("<16L", 2, 64, 89, *[0] * 13) + rest[0] + rest[1]])
+    image["PixelData"].VR = "OB"
+    image["PixelData"].is_undefined_length = True
+    return io.BytesIO(part10_bytes(image, "1.2.840.10008.1.2.5"))
+
+
+def test_a_compressed_icon_is_decoded_with_its_image() -> None:
+    back = dcmread(io.BytesIO(explicit(with_icon())))
+    assert np.array_equal(back.pixel_array, np.arange(24).reshape(4, 6) * 100)
+    assert back.IconImageSequence[0].PixelData == bytes(range(6))
+    assert not back.IconImageSequence[0]["PixelData"].is_undefined_length
+
+
+def test_a_mammogram_with_compressed_icons_has_an_uncompressed_form(sample_data: Path) -> None:
+    file = io.BytesIO((sample_data / "mg" / "ge_senographe_jpegll.dcm").read_bytes())
+    back = dcmread(io.BytesIO(explicit(file)))
+    icon = back.IconImageSequence[0]
+    assert len(icon.PixelData) == icon.Rows * icon.Columns
+    assert len(set(icon.PixelData)) > 10
+    assert np.array_equal(back.pixel_array, frames(file)[0])
+
+
+def test_an_icon_that_cannot_be_decoded_is_named_and_never_dropped() -> None:
+    with pytest.raises(PermanentError, match="cannot-decode"):
+        explicit(with_icon(rows=20))
 
 
 def test_a_video_has_no_such_form(image_file: ImageFile) -> None:
