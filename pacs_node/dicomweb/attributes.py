@@ -107,7 +107,11 @@ class Writer:
             )
         }
         shown |= {_UIDS[level] for level in levels}
-        self._kept = frozenset(tag for tag, level in KEPT.items() if level in levels and (is_all or tag in chosen))
+        self._kept = frozenset(
+            tag
+            for tag, level in KEPT.items()
+            if level in levels and (is_all or tag in chosen or (tag in k.KEPT_DEFAULT and (level == own or upper)))
+        )
         self.wanted = sorted(shown | self._kept)
         self._columns = columns(asked.level, self.wanted)
         self._counted = k.OF_STUDY & chosen
@@ -130,7 +134,8 @@ class Writer:
         parts: dict[str, Part] = {tag: self._column(tag, position) for tag, position in at.items()}
         parts["00080005"] = _constant(element("00080005", "CS", "ISO_IR 192"))
         parts["00080056"] = _constant(element("00080056", "CS", "ONLINE"))
-        uids = [(_PLACES[level], at[_UIDS[level]]) for level in k.tables_of(self._asked.level)]
+        levels = k.tables_of(self._asked.level)
+        uids = [(_PLACES[level], at[_UIDS[level]]) for level in levels]
         base = _text(self._base)[1:-1]
 
         def url(row: Row, _counts: Counts) -> str:
@@ -139,6 +144,8 @@ class Writer:
 
         parts["00081190"] = url
         parts |= {tag: part for tag, part in _COUNTED.items() if tag in self._counted}
+        read = [level for level in levels if level in self._asked.kept or any(KEPT[tag] == level for tag in self._kept)]
+        parts |= {tag: self._beside(tag, read.index(KEPT[tag])) for tag in self._kept - parts.keys()}
         if self._asked.zone is not None:
             self._zoned(parts, at)
         return sorted(parts.items())
@@ -159,7 +166,8 @@ class Writer:
             return lambda row, _: f"{head}{v}]}}" if (v := row.values[position]) is not None else element(tag, vr, "")
         if vr == "PN":
             return lambda row, _: element(tag, vr, row.values[position])
-        start, empty = f'"{tag}":{{"vr":"{vr}","Value":[', element(tag, vr, "")
+        is_silent = tag == k.TIMEZONE and tag not in self._fields  # without being asked for, only where it is known
+        start, empty = f'"{tag}":{{"vr":"{vr}","Value":[', "" if is_silent else element(tag, vr, "")
 
         def text(row: Row, _counts: Counts) -> str:
             value = row.values[position]
@@ -193,13 +201,16 @@ class Writer:
     def row(self, row: Row, counts: Mapping[int, Counts]) -> str:
         """One entity as a JSON object."""
         of_study = counts.get(row.study_key, _NO_COUNTS)
-        if not row.kept:
-            return f"{{{','.join([text for _, part in self._parts if (text := part(row, of_study))])}}}"
-        found = {tag: part(row, of_study) for tag, part in self._parts}
-        for attributes in row.kept:
-            for tag in self._kept & attributes.keys():
-                found.setdefault(tag, f'"{tag}":{_dumped(self._chosen(tag, attributes[tag]))}')
-        return f"{{{','.join([text for _, text in sorted(found.items()) if text])}}}"
+        return f"{{{','.join([text for _, part in self._parts if (text := part(row, of_study))])}}}"
+
+    def _beside(self, tag: str, position: int) -> Part:
+        """An attribute that is kept beside the columns of the level that is read in this position."""
+
+        def part(row: Row, _counts: Counts) -> str:
+            kept = row.kept[position].get(tag)
+            return "" if kept is None else f'"{tag}":{_dumped(self._chosen(tag, kept))}'
+
+        return part
 
     def _chosen(self, tag: str, kept: dict[str, Any]) -> dict[str, Any]:
         fields = self._fields.get(tag)

@@ -8,7 +8,7 @@ from django.views.decorators.http import require_safe
 from pydicom.dataset import Dataset
 
 from pacs_node.dicomweb.permissions import Reach, guarded
-from pacs_node.dicomweb.qido import service_root
+from pacs_node.dicomweb.qido import accepted, service_root
 from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     cached,
@@ -82,7 +82,7 @@ def bulkdata(request: HttpRequest, reach: Reach, path: str, **at: str) -> HttpRe
     kinds = list(dict.fromkeys([kind, OCTET_STREAM]))
     offers = [Offer(name, syntax, multipart=True, stored=True) for name in kinds]
     offers += [Offer(name, syntax, stored=True) for name in kinds if len(bodies) == 1]
-    offer = negotiate(request.GET.get("accept") or request.headers.get("Accept"), offers)
+    offer = negotiate(accepted(request), offers)
     if offer is None:
         raise PermanentError("not-acceptable", f"Here there is {' and '.join(kinds)}.")
     etag = etag_of([instance], "bulkdata", path, offer)

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_safe
 from pydicom.datadict import dictionary_VR
 
 from pacs_node.dicomweb.permissions import Reach, guarded
-from pacs_node.dicomweb.qido import service_root
+from pacs_node.dicomweb.qido import accepted, service_root
 from pacs_node.dicomweb.retrieval import (
     REVALIDATE,
     cached,
@@ -83,7 +83,7 @@ class _Row(NamedTuple):
 @guarded("read")
 def metadata(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """The attributes of all instances below: one JSON array, or an XML document an instance; sent while it is made."""
-    accept = request.GET.get("accept") or request.headers.get("Accept")
+    accept = accepted(request)
     offer = negotiate(accept, _OFFERS_OF_ONE if "instance" in at else _OFFERS)
     if offer is None:
         raise PermanentError("not-acceptable", f"Metadata are given as {DICOM_JSON} and as parts of {XML}.")

@@ -5,7 +5,7 @@ import json
 from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponse
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from pacs_node.config import config
 from pacs_node.dicomweb.attributes import Writer
@@ -35,8 +35,17 @@ def root_for(asked: str) -> str:
     return f"{asked if asked in known else known[0]}/dicom-web"
 
 
+def accepted(request: HttpRequest) -> str:
+    """What the client accepts: by a parameter of the address, as a link cannot set headers, else by its header.
+
+    A plus that was not escaped in the address has become a space. Source: PS3.18 8.3.3.1
+    """
+    asked = request.GET.get("accept", "")
+    return asked.replace("dicom json", JSON[12:]).replace("dicom xml", XML[12:]) or request.headers.get("Accept", "")
+
+
 def _search(request: HttpRequest, reach: Reach, level: Level, **within: str) -> HttpResponse:
-    accept = request.headers.get("Accept", "")
+    accept = accepted(request)
     offer = _JSON_OFFER if accept in ("", "*/*", JSON) else negotiate(accept, _OFFERS)
     if offer is None:
         raise PermanentError("not-acceptable", f"{JSON} and multipart/related; type={XML} are available here.")
@@ -71,7 +80,9 @@ def _json(request: HttpRequest, body: bytes, media_type: str) -> HttpResponse:
 def _xml(body: bytes) -> HttpResponse:
     found: list[dict[str, Any]] = json.loads(body)
     if not found:
-        return HttpResponse(status=204)
+        response = HttpResponse(status=204)
+        del response["Content-Type"]
+        return response
     boundary = new_boundary()
     parts = (OutgoingPart({"Content-Type": XML}, to_xml(one)) for one in found)
     response = HttpResponse(encode_related(parts, boundary), content_type=content_type(_OFFERS[2], boundary))
@@ -79,21 +90,21 @@ def _xml(body: bytes) -> HttpResponse:
     return response
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def studies(request: HttpRequest, reach: Reach) -> HttpResponse:
     """``/studies``"""
     return _search(request, reach, "STUDY")
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def series(request: HttpRequest, reach: Reach, **within: str) -> HttpResponse:
     """``/series`` and ``/studies/{study}/series``"""
     return _search(request, reach, "SERIES", **within)
 
 
-@require_GET
+@require_safe
 @guarded("read")
 def instances(request: HttpRequest, reach: Reach, **within: str) -> HttpResponse:
     """``/instances``, ``/studies/{study}/instances`` and ``/studies/{study}/series/{series}/instances``"""

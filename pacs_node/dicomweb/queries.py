@@ -16,8 +16,12 @@ from standards.errors import PermanentError
 
 MOST_RESULTS: Final = 1000
 _CONTROL: Final = frozenset(
-    {"limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching", "multiplevaluematching"}
+    {
+        *("limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching", "multiplevaluematching"),
+        *("accept", "charset"),  # for links: the answer is in UTF-8 whatever is asked for. Source: PS3.18 8.3.3
+    }
 )
+_MOST_COUNTED: Final = 999_999_999
 _UID_OF: Final = {"study": "0020000D", "series": "0020000E"}
 
 
@@ -42,7 +46,7 @@ def parse(level: Level, query: QueryDict, reach: Reach, within: Mapping[str, str
     offset = _count(query, "offset", 0)
     flags = {name: _flag(query, name) for name in ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")}
     names = [name.strip() for value in query.getlist("includefield") for name in value.split(",") if name.strip()]
-    fields = None if "all" in names else fields_of(names)
+    fields = None if "all" in (name.lower() for name in names) else fields_of(names)
     tree: Tree = {}
     came_as: dict[str, str] = {}
     for name, values in query.lists():
@@ -91,9 +95,9 @@ def _count(query: QueryDict, name: str, default: int) -> int:
     value = query.get(name, "")
     if not value:
         return default
-    if not value.isascii() or not value.isdigit() or len(value) > 9:
+    if not value.isascii() or not value.isdigit():
         raise PermanentError("invalid-parameter", f"{name} is a whole number, not {value[:40]!r}.")
-    return int(value)
+    return min(int(value[:20]), _MOST_COUNTED)
 
 
 def held(prefix: str = "") -> Q:

@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.views.decorators.http import require_safe
 
 from pacs_node.dicomweb.permissions import Reach, guarded
+from pacs_node.dicomweb.qido import accepted
 from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     REVALIDATE,
@@ -88,14 +89,10 @@ def _quality(request: HttpRequest) -> int:
     return int(value)
 
 
-def _accept(request: HttpRequest) -> str | None:
-    return request.GET.get("accept") or request.headers.get("Accept")
-
-
 def _picture(
     request: HttpRequest, instance: Instance, frame: int, cache: str, viewport: Viewport | None = None
 ) -> HttpResponseBase:
-    offer = negotiate(_accept(request), _OFFERS)
+    offer = negotiate(accepted(request), _OFFERS)
     if offer is None:
         raise PermanentError("not-acceptable", f"Pictures here are {', '.join(MEDIA_TYPES)}.")
     size, window, quality = _viewport(request, viewport), _window(request), _quality(request)
@@ -167,7 +164,7 @@ def rendered(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
     """A picture of an instance's first frame, or of what represents a series or a study."""
     if "instance" in at:
         instance = existing(reach, **at)[0]
-        return document(request, instance, _accept(request)) or _picture(request, instance, 0, IMMUTABLE)
+        return document(request, instance, accepted(request)) or _picture(request, instance, 0, IMMUTABLE)
     return _picture(request, *_representative(reach, at), REVALIDATE)
 
 

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHt
 from django.views.decorators.http import require_safe
 
 from pacs_node.dicomweb.permissions import Reach, guarded
-from pacs_node.dicomweb.qido import service_root
+from pacs_node.dicomweb.qido import accepted, service_root
 from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     REVALIDATE,
@@ -75,7 +75,7 @@ def instances(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase
     found = files_of(reach, at)
     syntaxes = {instance.transfer_syntax_uid for instance in found}
     single = len(found) == 1 and "instance" in at
-    choice = instance_choice(_accept(request), syntaxes, single=single, transcodable=transcodable)
+    choice = instance_choice(accepted(request), syntaxes, single=single, transcodable=transcodable)
     if choice is None:
         raise PermanentError(
             "not-acceptable", f"Here there is {DICOM} as stored ({', '.join(sorted(syntaxes))}) or as {EXPLICIT}."
@@ -89,11 +89,6 @@ def instances(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase
         return cached(single_instance(request, given[0], choice, etag), etag, cache)
     status = 200 if len(given) == len(found) else 206  # PS3.18 10.4.3: some have no acceptable form
     return cached(_multipart(request, given, choice, status), etag, cache)
-
-
-def _accept(request: HttpRequest) -> str | None:
-    # A link in a page cannot set headers. Source: PS3.18 8.3.3.1
-    return request.GET.get("accept") or request.headers.get("Accept")
 
 
 def single_instance(request: HttpRequest, instance: StoredFile, choice: InstanceChoice, etag: str) -> HttpResponseBase:
@@ -209,7 +204,7 @@ def frames(request: HttpRequest, reach: Reach, study: str, series: str, instance
     stored = header.transfer_syntax
     table = table_of(found, header)
     wanted = frame_numbers(frames, table.count)
-    offer = offer_for_frames(_accept(request), stored, single=len(wanted) == 1)
+    offer = offer_for_frames(accepted(request), stored, single=len(wanted) == 1)
     if offer is None:
         kinds = sorted({o.type for o in frame_offers(stored, decodable=not transfer_syntaxes.is_video(stored))})
         raise PermanentError("not-acceptable", f"Here there is {', '.join(kinds)}.")

@@ -48,7 +48,7 @@ COLUMNS: Final = (
     Attribute("StudyTime", "STUDY", "study_time"),
     Attribute("AccessionNumber", "STUDY", "accession_number"),
     Attribute("ReferringPhysicianName", "STUDY", "referring_physician_name"),
-    Attribute("TimezoneOffsetFromUTC", "STUDY", "timezone_offset_from_utc", default=False),
+    Attribute("TimezoneOffsetFromUTC", "STUDY", "timezone_offset_from_utc"),
     Attribute("InstitutionName", "STUDY", "institution_name", default=False),
     Attribute("StudyDescription", "STUDY", "study_description"),
     Attribute("PatientName", "STUDY", "patient_name"),
@@ -92,6 +92,14 @@ KEPT: Final[dict[str, Level]] = {
     **{tag_of_keyword(keyword): "IMAGE" for keyword in INSTANCE_ATTRIBUTES},
 }
 """Attributes kept beside the columns, as DICOM JSON in ``attributes`` of their level."""
+KEPT_DEFAULT: Final = frozenset(
+    tag_of_keyword(keyword)
+    for keyword in (
+        "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime", "RequestAttributesSequence",
+        "BitsAllocated",
+    )
+)  # fmt: skip
+"""Those of them that are in every answer of QIDO-RS about their level."""
 
 PERIODS: Final = (
     (BY_KEYWORD["StudyDate"], BY_KEYWORD["StudyTime"]),

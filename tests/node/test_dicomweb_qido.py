@@ -6,6 +6,7 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from pydicom.dataset import Dataset
 
 from pacs_node.study_index.actions import release
 from standards.uids import new_uid
@@ -116,6 +117,62 @@ def test_a_list_of_uids_finds_each_of_them(find: Any) -> None:
     study(patient_id="C")
     assert uids(find("studies", StudyInstanceUID=f"{first},{second}")) == {first, second}
     assert uids(find("studies", StudyInstanceUID=f"{first}\\{second}")) == {first, second}
+
+
+def test_series_and_instances_are_returned_with_what_the_standard_requires(find: Any) -> None:
+    request = Dataset()
+    request.ScheduledProcedureStepID, request.RequestedProcedureID = "S1", "P1"
+    started = {"PerformedProcedureStepStartDate": "20260110", "PerformedProcedureStepStartTime": "1010"}
+    uid = study(RequestAttributesSequence=[request], TimezoneOffsetFromUTC="+0300", **started)
+    (row,) = find(f"studies/{uid}/series")
+    assert row["00400275"]["Value"][0]["00400009"]["Value"] == ["S1"]
+    assert (row["00400244"]["Value"], row["00400245"]["Value"]) == (["20260110"], ["1010"])
+    (row,) = find(f"studies/{uid}/instances")
+    assert row["00280100"]["Value"] == [16]
+    assert "00400244" not in row
+    (row,) = find("instances")
+    assert (row["00280100"]["Value"], row["00400244"]["Value"], row["00080201"]["Value"]) == (
+        [16],
+        ["20260110"],
+        ["+0300"],
+    )
+
+
+def test_a_zone_that_is_not_known_is_told_to_who_asks_for_it(find: Any) -> None:
+    study()
+    assert "00080201" not in find("studies")[0]
+    assert find("studies", includefield="TimezoneOffsetFromUTC")[0]["00080201"] == {"vr": "SH"}
+
+
+def test_limits_and_offsets_of_any_size_are_numbers(client: Client, centre: Centre, find: Any) -> None:
+    uid = study()
+    assert uids(find("studies", limit=10**30)) == {uid}
+    assert find("studies", offset=10**30) == []
+    assert find("studies", limit=0) == []
+    for wrong in ("-1", "1.5", "x", "0x10"):
+        response = client.get("/dicom-web/studies", {"limit": wrong}, headers=centre.bearer(ALL))
+        assert (response.status_code, response.json()["code"]) == (400, "invalid-parameter")
+
+
+def test_a_link_says_by_a_parameter_what_it_accepts(client: Client, centre: Centre) -> None:
+    study()
+    for query in ("accept=application/dicom%2Bjson", "accept=application/dicom+json&charset=utf-8"):
+        response = client.get(f"/dicom-web/studies?{query}", headers={"Accept": "text/html", **centre.bearer(ALL)})
+        assert (response.status_code, response["Content-Type"]) == (200, "application/dicom+json")
+    wanted = 'multipart/related; type="application/dicom+xml"'
+    response = client.get("/dicom-web/studies", {"accept": wanted}, headers=centre.bearer(ALL))
+    assert response["Content-Type"].startswith(wanted)
+    response = client.get("/dicom-web/studies", {"accept": wanted, "PatientID": "nobody"}, headers=centre.bearer(ALL))
+    assert (response.status_code, response.content, response.headers.get("Content-Type")) == (204, b"", None)
+    response = client.get("/dicom-web/studies", {"accept": "image/png"}, headers=centre.bearer(ALL))
+    assert response.status_code == 406
+
+
+def test_a_search_can_be_asked_for_its_head_alone(client: Client, centre: Centre) -> None:
+    study()
+    response = client.head("/dicom-web/studies", headers=centre.bearer(ALL))
+    assert (response.status_code, response.content) == (200, b"")
+    assert response["Content-Type"] == "application/dicom+json"
 
 
 def test_limit_and_offset_page_through_without_loss_and_say_that_there_is_more(
