@@ -131,6 +131,8 @@ def _codec(term: str) -> str | None:
 def python_encodings(value: str | Sequence[str] | None) -> list[str]:
     """Python codec names in the form pydicom takes; an unknown term becomes Latin-1, which keeps every byte."""
     known = [term if _codec(term) is not None else "ISO_IR 100" for term in terms(value)]
+    if known[0].endswith(" 203"):
+        return [_CODECS["203"]]  # pydicom does not know it
     known = ["ISO_IR 100" if term.endswith(" 203") else term for term in known]
     if known[0] in ("ISO_IR 192", "GB18030", "GBK"):
         known = known[:1]

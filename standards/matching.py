@@ -6,6 +6,7 @@ Source: PS3.4 C.2.2.2
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import product
 from typing import Final, Protocol
 
 from pydicom.dataelem import DataElement
@@ -21,6 +22,7 @@ _NO_WILDCARD_VRS: Final = frozenset({"AS", "AT", "DA", "DS", "DT", "FD", "FL", "
 _NUMBER_VRS: Final = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
 _DECIMAL: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 _LEAST_ROUGH_LETTERS: Final = 3
+_MOST_PARTED: Final = 4
 _NOT_KEYS: Final = frozenset({0x00080005, 0x00080052, 0x00080054, 0x00080056, 0x00080201})
 _DATE = re.compile(r"\d{8}", re.ASCII)
 _TIME = re.compile(r"(\d\d)(?:(\d\d)(?:(\d\d)(?:\.(\d{1,6}))?)?)?", re.ASCII)
@@ -303,7 +305,7 @@ def _range(text: str, vr: str, *, as_value: bool = False) -> Range:
 def _split_range(text: str, vr: str) -> tuple[str, str]:
     if vr != "DT":
         low, _, high = text.partition("-")
-        return low, high
+        return low.strip(), high.strip()
     # A hyphen before four digits may be the offset of a single DT; it is one if both sides still parse as a whole.
     if _DATETIME.fullmatch(text) and not re.fullmatch(r"\d{4}-\d{4}", text):
         return text, text
@@ -358,7 +360,8 @@ def _name_matcher(key: str, *, fuzzy: bool) -> NameMatch:
         if not pattern.strip("* "):
             continue
         whole = re.sub(r"( [*])+$", "", pattern)
-        own = [pattern] if whole == pattern and re.search("[*?]", pattern) else [whole, f"{whole} *"]
+        ends = [pattern] if whole == pattern and re.search("[*?]", pattern) else [whole, f"{whole} *"]
+        own = [spelt for end in ends for spelt in _with_and_without(end)]
         patterns += own
         if group.isascii():
             # Shch* and S* share the rough key s*: too short a piece would find half of all names.
@@ -367,6 +370,15 @@ def _name_matcher(key: str, *, fuzzy: bool) -> NameMatch:
             ]
         words += [word for word in map(latin_key, re.split("[*? ]+", pattern)) if word and fuzzy]
     return NameMatch(tuple(patterns), tuple(latin), tuple(words))
+
+
+def _with_and_without(pattern: str) -> list[str]:
+    """A component that is one star may be empty, and then no space parts its neighbours."""
+    pieces = re.split(r"(?:^|(?<= ))(?:[*] )+", pattern)
+    if len(pieces) > _MOST_PARTED:
+        return ["* ".join(pieces)]
+    choices = [pieces[:1], *(["* " + piece, piece] for piece in pieces[1:])]
+    return ["".join(chosen) for chosen in product(*choices)]
 
 
 def wildcard_match(pattern: str, text: str) -> bool:

@@ -49,6 +49,14 @@ def test_a_hostile_pattern_takes_no_time() -> None:
         ("Щёголев^*", "Щёголев", True),
         ("Щёголев^*", "Щёголева^Анна", False),
         ("*^Пётр*", "Щёголев^Петр^Ёжикович", True),
+        ("*^Пётр*", "^Петр^Ёжикович", True),
+        ("Щёголев^*^Ёжикович", "Щёголев^Пётр^Ёжикович", True),
+        ("Щёголев^*^*^*^мл.", "Щёголев^Пётр^Ёжикович^^мл.", True),
+        ("Щёголев^*^*^*^мл.", "Щёголев^^^^мл.", True),
+        ("Щёголев^*^*^*^мл.", "Щёголева^^^^мл.", False),
+        ("Shchegolev^*^*^*^ml", "Щёголев^Пётр^^^мл.", True),
+        ("*^*^*^*^*", "Щёголев^Пётр", True),
+        ("a^* b^* c^* d^* e*^f", "a^f", False),
         ("Ще?олев*", "Щёголев^Пётр", True),
         ("SHCHEGOLEV*", "Щёголев^Пётр", True),
         ("Shchyogolev^P*", "Щёголев^Пётр", True),
@@ -114,6 +122,11 @@ def test_two_quotation_marks_ask_for_what_is_empty_where_that_was_agreed() -> No
 )
 def test_date_ranges(text: str, expected: tuple[str | None, str | None]) -> None:
     assert date_range(text) == expected
+
+
+def test_spaces_around_the_hyphen_of_a_range_do_no_harm() -> None:
+    assert date_range("20261102 - 20261103 ") == ("20261102", "20261103")
+    assert time_range("1000 -") == ("100000.000000", None)
 
 
 def test_time_ranges_cover_what_they_leave_out() -> None:

@@ -186,6 +186,12 @@ def test_a_long_value_is_left_out_and_its_place_told(image_file: ImageFile) -> N
     assert not header.complete
 
 
+def test_a_set_that_pydicom_does_not_know_is_read(image_file: ImageFile) -> None:
+    raw = image_file(SpecificCharacterSet="ISO_IR 100", PatientName="¼uvre^Zoë").getvalue()
+    header = read_header(io.BytesIO(raw.replace(b"ISO_IR 100", b"ISO_IR 203")))
+    assert header.dataset.PatientName == "Œuvre^Zoë"
+
+
 def test_zeros_after_the_data_set_are_padding(image_file: ImageFile) -> None:
     raw = image_file().getvalue()
     assert refusal(io.BytesIO(raw + bytes(1000))) == ""
