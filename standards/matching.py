@@ -375,10 +375,8 @@ def _name_matcher(key: str, *, fuzzy: bool) -> NameMatch:
 def _with_and_without(pattern: str) -> list[str]:
     """A component that is one star may be empty, and then no space parts its neighbours."""
     pieces = re.split(r"(?:^|(?<= ))(?:[*] )+", pattern)
-    if len(pieces) > _MOST_PARTED:
-        return ["* ".join(pieces)]
     choices = [pieces[:1], *(["* " + piece, piece] for piece in pieces[1:])]
-    return ["".join(chosen) for chosen in product(*choices)]
+    return ["".join(chosen) for chosen in product(*choices)] if len(pieces) <= _MOST_PARTED else ["* ".join(pieces)]
 
 
 def wildcard_match(pattern: str, text: str) -> bool:
