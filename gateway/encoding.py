@@ -6,8 +6,10 @@ compressed already, as it is. A stretch may begin and end anywhere, so a file of
 nothing of each other. Nothing here says whether a file comes back whole: its digests do.
 """
 
+import os
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -35,6 +37,8 @@ _WORTH: Final = 0.97
 _BROKEN: Final = (RuntimeError, ValueError, TypeError, MemoryError)
 """What codecs raise of input they cannot work with."""
 _Bytes = bytes | bytearray | memoryview
+encoders: Final = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+"""Held by whoever encodes: more at once than processors only wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,26 @@ def decode(body: bytes, most: int = MOST_RAW) -> bytes:
         parts.append(part)
         at += length
     return b"".join(parts)
+
+
+def restore(pieces: Iterable[bytes], target: BinaryIO) -> None:
+    """Write what a body of any length stands for as it comes, a segment in memory at a time. Raises: as ``decode``."""
+    held = bytearray()
+    for piece in pieces:
+        held += piece
+        at = 0
+        while len(held) - at >= _SEGMENT.size:
+            _, _, raw_length, length = _SEGMENT.unpack_from(held, at)
+            if max(raw_length, length) > MOST_RAW:
+                raise TransientError("not-restored", "a segment says a wrong length")
+            end = at + _SEGMENT.size + length
+            if len(held) < end:
+                break
+            target.write(decode(bytes(held[at:end])))
+            at = end
+        del held[:at]
+    if held:
+        raise TransientError("not-restored", "a segment is cut short")
 
 
 def _restored(kind: int, flags: int, raw_length: int, payload: memoryview) -> bytes | memoryview:

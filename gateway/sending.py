@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import threading
 import time
 from collections import deque
@@ -33,7 +32,6 @@ _HEADERS: Final = 1024
 """What a request costs the link besides its body, about."""
 _SERIES_AS_IS: Final = 1000
 
-_encoders = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
 _missing: Final = TypeAdapter(list[tuple[int, int]])
 
 
@@ -289,7 +287,7 @@ def _described(delivery: Delivery) -> InstanceDescription:
 def _body(stretch: Stretch, raw: bytes, offset: int, pixels: encoding.Pixels) -> bytes:
     if not stretch.encode:
         return encoding.plain(raw)
-    with _encoders:
+    with encoding.encoders:
         begun = time.thread_time()
         body = encoding.encode(raw, offset, pixels)
         stretch.processor_seconds += time.thread_time() - begun

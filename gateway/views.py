@@ -21,6 +21,7 @@ from standards.uids import validated_uid
 
 log = structlog.get_logger(__name__)
 
+_STRETCH: Final = 4 << 20
 _STATUS: Final = {
     "signature-missing": 401,
     "signature-invalid": 401,
@@ -70,7 +71,9 @@ def instance(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
 
 
 def _give(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
-    """The Part 10 file as it was delivered, to the peer that delivered it and to nobody else."""
+    """The Part 10 file as it was delivered, to the peer that delivered it and to nobody else; for the wire in the
+    ``encoding`` that it asks for, which the type of the answer then says.
+    """
     try:
         _, sender = _asked(request)
         dataset_sha256 = request.GET.get("dataset", "")
@@ -83,11 +86,25 @@ def _give(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
     except RegisError as error:
         log.warning("instance-not-given", sop_instance_uid=sop_instance_uid, error=str(error))
         return _refuse(error)
-    length = file.seek(0, SEEK_END)
-    response = StreamingHttpResponse(_chunks(file), content_type="application/dicom")
-    response["Content-Length"] = str(length)
+    if request.GET.get("encoding") == encoding.NAME:
+        response = StreamingHttpResponse(_encoded(file), content_type=fetching.ENCODED)
+    else:
+        length = file.seek(0, SEEK_END)
+        response = StreamingHttpResponse(_chunks(file), content_type="application/dicom")
+        response["Content-Length"] = str(length)
     response["Cache-Control"] = "no-store"
     return response
+
+
+def _encoded(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        pixels, offset = encoding.pixels_of(file), 0
+        file.seek(0)
+        while raw := file.read(_STRETCH):
+            with encoding.encoders:
+                body = encoding.encode(raw, offset, pixels)
+            yield body
+            offset += len(raw)
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from pacs_node.storage.models import Holding, Recompression
 from pacs_node.storage.stores import institution, storage
 from pacs_node.study_index.models import Instance
 from standards.digests import dataset_sha256
-from standards.errors import PermanentError, RegisError, TransientError
+from standards.errors import PermanentError, RegisError
 from standards.file_meta import read_file_meta
 from standards.part10 import Header
 from standards.recompression import received
@@ -154,12 +154,5 @@ def _from_institution(instance: Instance, target: Path) -> str:
 
 
 def _from_peer(instance: Instance, target: Path) -> str:
-    with target.open("wb") as file:
-        peer = fetching.fetch(instance.pk, instance.sop_instance_uid, instance.dataset_sha256, file)
-    try:
-        found = dataset_sha256(target)
-    except PermanentError as error:
-        raise TransientError("recall-failed", f"{peer} sent no instance: {error}") from error
-    if found != instance.dataset_sha256:
-        raise TransientError("recall-failed", f"{peer} sent other bytes than it receipted")
-    return peer
+    with target.open("w+b") as file:
+        return fetching.fetch(instance.pk, instance.sop_instance_uid, instance.dataset_sha256, file)

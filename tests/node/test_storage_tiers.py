@@ -45,6 +45,34 @@ Instance.objects.update(created_at=old)
 Study.objects.update(created_at=old)
 """
 
+FETCH = """
+import io
+from gateway import encoding, fetching
+from pacs_node.study_index.models import Instance
+{spoil}
+wire, download = [], fetching._download
+def counted(*a):
+    came = download(*a)
+    wire.append((came.encoded, came.wire))
+    return came
+fetching._download = counted
+for instance in Instance.objects.order_by('path'):
+    target = io.BytesIO()
+    peer = fetching.fetch(instance.pk, instance.sop_instance_uid, instance.dataset_sha256, target)
+    wire[-1] += (len(target.getvalue()),)
+print(json.dumps(wire))
+"""
+"""Everything that left is fetched; how each answer came, and how long its file is."""
+NO_ENCODING = "encoding.NAME = 'regis-0'  # which the peer does not know"
+DAMAGED = """
+restore = encoding.restore
+def damaged(pieces, target):
+    restore(pieces, target)
+    target.seek(-1, 2)
+    target.write(b'!')
+encoding.restore = damaged
+"""
+
 STOW = """
 from pathlib import Path
 from django.test import Client
@@ -156,6 +184,32 @@ def test_many_who_ask_at_once_share_one_fetch(region: Region) -> None:
         "print(len(calls), len(set(sizes)), sizes[0] > 100)\n"
     )
     assert said.splitlines()[-1] == "1 1 True"
+
+
+def fetched(region: Region, spoil: str = "") -> list[tuple[bool, int, int]]:
+    """``(encoded, bytes of the wire, bytes of the file)`` of each file that came back from the archive."""
+    said = region.clinic.python("import json\n" + FETCH.format(spoil=spoil)).splitlines()[-1]
+    return [tuple(one) for one in json.loads(said)]
+
+
+def test_what_comes_back_is_encoded_for_the_wire_where_the_peer_can(region: Region) -> None:
+    region.deliver()
+    sizes = sorted(len(content) for content in region.content().values())
+    region.tier()
+    encoded = fetched(region)
+    assert all(one[0] for one in encoded)
+    assert sum(one[1] for one in encoded) < 0.7 * sum(sizes)
+    plain = fetched(region, NO_ENCODING)
+    assert not any(one[0] for one in plain), "a peer of a version before sends the file"
+    assert sorted(one[1] for one in plain) == sorted(one[2] for one in plain) == sizes
+    assert sorted(one[2] for one in encoded) == sizes
+
+
+def test_what_an_encoding_did_not_give_back_exactly_is_fetched_as_it_is(region: Region) -> None:
+    region.deliver()
+    region.tier()
+    came = fetched(region, DAMAGED)
+    assert [one[0] for one in came] == [True, False] * 4
 
 
 def test_an_archive_that_is_away_is_a_named_error_and_a_study_that_is_pinned_stays(region: Region) -> None:

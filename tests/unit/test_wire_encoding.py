@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,27 @@ def test_a_damaged_body_gives_other_bytes_or_a_named_error_and_nothing_else(posi
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_body_or_refused_by_name(body: bytes) -> None:
     assert refusal(body) in ("", "not-restored")
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=st.integers(50, 5000), stretch=st.integers(500, 20_000), trailing=st.binary(max_size=200))
+def test_a_body_of_any_length_is_restored_as_it_comes_and_a_cut_one_is_refused(
+    size: int, stretch: int, trailing: bytes
+) -> None:
+    raw = stored(frames=3, trailing=trailing)
+    pixels = encoding.pixels_of(io.BytesIO(raw))
+    body = b"".join(encoding.encode(raw[at : at + stretch], at, pixels) for at in range(0, len(raw), stretch))
+    target = io.BytesIO()
+    encoding.restore((body[at : at + size] for at in range(0, len(body), size)), target)
+    assert target.getvalue() == raw
+    with pytest.raises(TransientError, match="not-restored: a segment is cut short"):
+        encoding.restore([body[:-1]], io.BytesIO())
+
+
+def test_a_segment_that_would_fill_the_memory_is_refused_before_it_comes() -> None:
+    for raw_length, length in ((10, 0xFFFFFFFF), (0xFFFFFFFF, 10)):
+        with pytest.raises(TransientError, match="not-restored"):
+            encoding.restore([b"\x01\x00" + struct.pack("<LL", raw_length, length)], io.BytesIO())
 
 
 def test_a_body_that_promises_more_than_is_taken_is_refused() -> None:
