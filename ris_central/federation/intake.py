@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from gateway.envelope import (
     ACCEPTED_VERSIONS,
     SCHEMA_VERSION,
+    AuditRow,
     AuditSealed,
     DeliveryProgress,
     Event,
@@ -248,6 +249,16 @@ def keep_audit(node: Node, event: Event) -> None:
                 "whole": whole,
             },
         )
+    _judge_what_came_early(node, event.body.rows)
+
+
+def _judge_what_came_early(node: Node, rows: list[AuditRow]) -> None:
+    """What follows the last of these rows came before them where they were not understood at first."""
+    for last in rows[-1:]:
+        early = NodeAuditRow.objects.filter(node=node, sequence=last.sequence + 1, previous_hash=last.hash, whole=False)
+        for row in early:
+            row.whole = AuditRow.model_validate(row, from_attributes=True).digest() == row.hash
+            row.save(update_fields=["whole"])
 
 
 def keep_progress(node: Node, events: list[Event]) -> None:

@@ -210,22 +210,44 @@ def test_revoking_asks_for_the_name_and_rotating_for_a_click(browser_of: Browser
     assert "Trusted no more" in browser.get(f"/sites/nodes/{node.pk}/").content.decode()
 
 
-def test_the_trail_of_a_node_is_kept_and_its_breaks_are_shown(browser_of: Browser) -> None:
-    node, _ = joined()
-    rows, previous = [], ""
-    for sequence in (1, 2, 3):
+def chain(length: int) -> list[AuditRow]:
+    """Rows as a node chains them."""
+    rows: list[AuditRow] = []
+    for sequence in range(1, length + 1):
         row = AuditRow(
             sequence=sequence,
             occurred_at=datetime(2026, 11, 20, 12, sequence, tzinfo=UTC),
             actor="engineer",
             action="login",
             outcome="success",
-            previous_hash=previous,
+            previous_hash=rows[-1].hash if rows else "",
             hash="",
         )
-        row = row.model_copy(update={"hash": row.digest()})
-        previous = row.hash
-        rows.append(row)
+        rows.append(row.model_copy(update={"hash": row.digest()}))
+    return rows
+
+
+def test_rows_of_a_trail_that_come_before_those_they_follow_fit_once_these_are_here() -> None:
+    node, _ = joined()
+    first, second = chain(2)
+    intake.take(node, [raw(1, AuditSealed(rows=[second]).model_dump(mode="json"))])
+    assert not NodeAuditRow.objects.get().whole
+    intake.take(node, [raw(2, AuditSealed(rows=[first]).model_dump(mode="json"))])
+    assert NodeAuditRow.objects.filter(whole=True).count() == 2
+
+
+def test_a_row_that_was_changed_does_not_fit_when_those_it_follows_come_late() -> None:
+    node, _ = joined()
+    first, second = chain(2)
+    intake.take(node, [raw(1, AuditSealed(rows=[second]).model_dump(mode="json"))])
+    NodeAuditRow.objects.update(actor="somebody else")
+    intake.take(node, [raw(2, AuditSealed(rows=[first]).model_dump(mode="json"))])
+    assert not NodeAuditRow.objects.get(sequence=2).whole
+
+
+def test_the_trail_of_a_node_is_kept_and_its_breaks_are_shown(browser_of: Browser) -> None:
+    node, _ = joined()
+    rows = chain(3)
     whole = AuditSealed(rows=rows).model_dump(mode="json")
     intake.take(node, [raw(1, whole), raw(2, whole)])
     assert list(NodeAuditRow.objects.order_by("sequence").values_list("sequence", "whole")) == [
