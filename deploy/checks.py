@@ -53,7 +53,7 @@ GROUPS = [
     Group("node"),
     Group("node", environment={"REGIS_TEST_NODE_DATABASE": "postgresql"}, label="node on PostgreSQL"),
     Group("central"),
-    Group("contract"),
+    Group("contract", options=("-n", "2", "--dist", "loadfile")),  # a module starts its region once
     Group("e2e", options=("-n", "0")),
 ]
 
