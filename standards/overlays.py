@@ -3,6 +3,7 @@
 Source: PS3.3 C.9.2, C.7.6.11, C.7.6.15
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,10 +37,13 @@ def has_overlays(dataset: Dataset) -> bool:
     return any((group << 16 | 0x0010) in dataset for group in _GROUPS)
 
 
-def overlay_mask(dataset: Dataset, frame: int, shape: tuple[int, int], stored: NDArray[Any] | None) -> Mask | None:
+def overlay_mask(
+    dataset: Dataset, frame: int, shape: tuple[int, int], stored: NDArray[Any] | None, long: Mapping[int, bytes]
+) -> Mask | None:
     """The pixels of frame ``frame`` (from 0) that overlays draw, or None without any.
 
-    ``stored`` are the pixels with their unused bits, where old overlays are kept. A graphic is drawn as it is, of a
+    ``stored`` are the pixels with their unused bits, where old overlays are kept; ``long`` the values by tag that were
+    too long to stay in ``dataset``. A graphic is drawn as it is, of a
     region of interest only the outline, as what is inside must stay visible.
     """
     drawn: Mask | None = None
@@ -47,7 +51,7 @@ def overlay_mask(dataset: Dataset, frame: int, shape: tuple[int, int], stored: N
         plane = _plane(dataset, group, shape)
         if plane is None:
             continue
-        bits = _bits(dataset, group, plane, frame, stored)
+        bits = _bits(dataset, group, plane, frame, stored, long)
         if bits is None:
             continue
         if str(_value(dataset, group, 0x0040)).strip() == "R":
@@ -76,8 +80,20 @@ def _plane(dataset: Dataset, group: int, shape: tuple[int, int]) -> _Plane | Non
     return _Plane(rows, columns, top, left, _number(dataset, group, 0x0015, 1), _number(dataset, group, 0x0051, 1))
 
 
-def _bits(dataset: Dataset, group: int, plane: _Plane, frame: int, stored: NDArray[Any] | None) -> Mask | None:
-    data = _value(dataset, group, 0x3000)
+def is_overlay_data(tag: int) -> bool:
+    """Whether this is the tag of the bits of an overlay plane."""
+    return tag & 0xFFFF == 0x3000 and tag >> 16 in _GROUPS
+
+
+def _bits(
+    dataset: Dataset,
+    group: int,
+    plane: _Plane,
+    frame: int,
+    stored: NDArray[Any] | None,
+    long: Mapping[int, bytes],
+) -> Mask | None:
+    data = long.get(group << 16 | 0x3000) or _value(dataset, group, 0x3000)
     if isinstance(data, bytes) and data:
         index = frame - (plane.first_frame - 1)
         if plane.frames == 1 and plane.first_frame == 1:

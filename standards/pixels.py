@@ -11,11 +11,12 @@ from pydicom.uid import UID
 
 from standards import jpeg, jpeg_xl, transfer_syntaxes
 from standards.errors import PermanentError
-from standards.frames import FrameLayout, layout, read_frame
+from standards.frames import FrameLayout, layout, number, read_frame
 from standards.part10 import Header
 
 MAX_DECODED_BYTES: Final = 1 << 30
 _FRAMES_AS_NATIVE: Final = (transfer_syntaxes.ENCAPSULATED_UNCOMPRESSED, transfer_syntaxes.DEFLATED_IMAGE_FRAME)
+_KEEPING_ALL_BITS: Final = (*_FRAMES_AS_NATIVE, transfer_syntaxes.RLE_LOSSLESS)
 
 # GDCM is left out everywhere here: it ends the process on some broken streams (see standards.jpeg).
 _PLUGINS: Final = {
@@ -58,9 +59,26 @@ def can_decode(transfer_syntax: str) -> bool:
     return transfer_syntax in _PLUGINS or transfer_syntax in ours or jpeg.has_codec(transfer_syntax)
 
 
+def decode_whole(stored: bytes, header: Header) -> tuple[Frame, str]:
+    """:func:`decode_with_colour_space` with what lies above Bits Stored, where the encoding has kept that."""
+    return _unmasked(stored, header, layout(header))
+
+
 def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]:
     """:func:`decode_stored` with the photometric interpretation the array really has."""
     shape = layout(header)
+    values, colour_space = _unmasked(stored, header, shape)
+    if _keeps_all_bits(header):
+        values = _without_unused_bits(values, shape, header)
+    return values, colour_space
+
+
+def _keeps_all_bits(header: Header) -> bool:
+    """Whether the encoding keeps what lies above Bits Stored."""
+    return not header.encapsulated or header.transfer_syntax in _KEEPING_ALL_BITS
+
+
+def _unmasked(stored: bytes, header: Header, shape: FrameLayout) -> tuple[Frame, str]:
     if shape.rows * shape.columns * shape.samples * max(1, shape.bits_allocated // 8) > MAX_DECODED_BYTES:
         raise PermanentError("frame-too-large", f"{shape.rows} × {shape.columns} × {shape.samples}")
     if not header.encapsulated:
@@ -87,8 +105,10 @@ def decode_with_colour_space(stored: bytes, header: Header) -> tuple[Frame, str]
 def stored_values(stored: bytes, header: Header) -> Frame | None:
     """A grey frame with the bits above Bits Stored, in which old objects keep overlays; None where codecs drop them."""
     shape = layout(header)
-    if header.encapsulated or shape.samples > 1 or shape.bits_allocated not in (8, 16, 32):
+    if shape.samples > 1 or shape.bits_allocated not in (8, 16, 32) or header.pixel_keyword != "PixelData":
         return None
+    if header.encapsulated:
+        return decode_whole(stored, header)[0] if _keeps_all_bits(header) else None
     little = transfer_syntaxes.is_little_endian(header.transfer_syntax)
     count = shape.rows * shape.columns
     values = np.frombuffer(stored, f"{'<' if little else '>'}u{shape.bits_allocated // 8}", count)
@@ -117,7 +137,7 @@ def _native(raw: bytes, shape: FrameLayout, header: Header) -> Frame:
     if shape.samples > 1 and shape.planar_configuration == 1:
         planes = values.reshape(shape.samples, shape.rows, shape.columns)
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
-    return _without_unused_bits(values.reshape(_dimensions(shape)), shape, header)
+    return values.reshape(_dimensions(shape))
 
 
 def _full_chroma(values: Frame, shape: FrameLayout) -> Frame:
@@ -134,11 +154,36 @@ def _dimensions(shape: FrameLayout) -> tuple[int, ...]:
 
 
 def _without_unused_bits(values: Frame, shape: FrameLayout, header: Header) -> Frame:
-    """Bits above Bits Stored (old overlays, rubbish) replaced by the sign, so that all encodings agree."""
+    """Bits above Bits Stored (old overlays, rubbish) replaced by the sign, so that all encodings agree.
+
+    Old objects whose values lie in other bits than the lowest stay as they are, see :func:`lowered`.
+    """
     spare = values.dtype.itemsize * 8 - shape.bits_stored
     if header.pixel_keyword != "PixelData" or values.dtype.kind == "f" or not 0 < spare < values.dtype.itemsize * 8:
         return values
+    if shape.bits_allocated == 1 or _low_bit(header, shape):
+        return values
     shifted: Frame = np.right_shift(np.left_shift(values, spare), spare)
+    return shifted
+
+
+def _low_bit(header: Header, shape: FrameLayout) -> int:
+    """The lowest bit of a value: 0 by today's standard, in old objects another one, as High Bit says."""
+    if not _keeps_all_bits(header):
+        return 0
+    low = number(header.dataset, "HighBit", shape.bits_stored - 1) + 1 - shape.bits_stored
+    return low if 0 < low <= shape.bits_allocated - shape.bits_stored else 0
+
+
+def lowered(values: Frame, header: Header) -> Frame:
+    """Decoded ``values`` by their meaning: those that lie in high bits, as High Bit says, brought down."""
+    shape = layout(header)
+    low = _low_bit(header, shape)
+    if not low or values.dtype.kind not in "iu":
+        return values
+    size = values.dtype.itemsize * 8
+    raised = np.left_shift(values, size - shape.bits_stored - low)
+    shifted: Frame = np.right_shift(raised, size - shape.bits_stored)
     return shifted
 
 
@@ -215,6 +260,7 @@ def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> tuple[Frame, 
         "planar_configuration": shape.planar_configuration,
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,  # it is done here, where it is wanted
     }
     try:
         array, properties = decoder.as_array(
@@ -229,6 +275,6 @@ def _decoded(stored: bytes, shape: FrameLayout, header: Header) -> tuple[Frame, 
             raise
         raise PermanentError("cannot-decode", "the codec panicked") from error
     values = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    if shape.bits_allocated > 1:
+    if not _keeps_all_bits(header):
         values = _without_unused_bits(values, shape, header)
     return values, str(properties["photometric_interpretation"])

@@ -10,7 +10,7 @@ Source: PS3.3 C.11.1, C.11.2, C.7.5.1.1.2, C.7.6.3.1; PS3.4 N.2
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,14 @@ from standards import transfer_syntaxes
 from standards.errors import PermanentError
 from standards.frames import number, read_frame
 from standards.luts import Lut, lut_of, palette_of
-from standards.overlays import has_overlays, hidden_by, overlay_mask, shutter_of, shutter_shade
+from standards.overlays import has_overlays, hidden_by, is_overlay_data, overlay_mask, shutter_of, shutter_shade
 from standards.part10 import Header, open_plain, read_header, text
-from standards.pixels import Frame, decode_with_colour_space, stored_values
+from standards.pixels import Frame, decode_with_colour_space, lowered, stored_values
+from standards.viewports import Viewport, fitted
 
 _FORMATS: Final = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 MEDIA_TYPES: Final = tuple(_FORMATS)
-MAX_VIEWPORT: Final = 4096
+_MOST_OVERLAY: Final = 64 << 20
 _FUNCTIONS: Final = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _SPACINGS: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
@@ -42,20 +43,6 @@ class Window:
     center: float
     width: float
     function: str = "LINEAR"
-
-
-@dataclass(frozen=True)
-class Viewport:
-    """The size that a picture is fitted into, and the part of the image to show.
-
-    ``region`` is (left, top, width, height) in pixels of the image; a negative width or height mirrors it. Without
-    ``enlarge`` a small image stays small.
-    """
-
-    width: int
-    height: int
-    region: tuple[float, float, float, float] | None = None
-    enlarge: bool = True
 
 
 def render(
@@ -73,8 +60,16 @@ def render(
         known = header or read_header(file)
         _check(known, media_type)
         with open_plain(file, known) as plain:
-            stored = read_frame(plain, known, frame)
-    return render_stored(stored, known, frame, window=window, viewport=viewport, quality=quality, media_type=media_type)
+            return render_stored(
+                read_frame(plain, known, frame),
+                known,
+                frame,
+                plain=plain,
+                window=window,
+                viewport=viewport,
+                quality=quality,
+                media_type=media_type,
+            )
 
 
 def _check(header: Header, media_type: str) -> None:
@@ -89,12 +84,13 @@ def render_stored(
     header: Header,
     frame: int,
     *,
+    plain: BinaryIO | None = None,
     window: Window | tuple[float, float] | None = None,
     viewport: Viewport | tuple[int, int] | None = None,
     quality: int = 90,
     media_type: str = "image/jpeg",
 ) -> bytes:
-    """The bytes of one stored frame as a picture.
+    """The bytes of one stored frame as a picture. From ``plain``, if given, come overlays too long for the header.
 
     ``window`` replaces the object's own; without either the full range of the frame is shown. The picture has square
     pixels; it is fitted into ``viewport``, its proportions kept (a mere width and height never enlarge it).
@@ -105,9 +101,9 @@ def render_stored(
     _check(header, media_type)
     array, colour_space = decode_with_colour_space(stored, header)
     chosen = Window(*window) if isinstance(window, tuple) else window
-    shown = picture_of(array, colour_space, header, frame, chosen, stored)
+    shown = picture_of(lowered(array, header), colour_space, header, frame, chosen, stored, plain)
     size = Viewport(*viewport, enlarge=False) if isinstance(viewport, tuple) else viewport
-    picture = _fitted(Image.fromarray(shown), _aspect(header.dataset, frame), size)
+    picture = fitted(Image.fromarray(shown), _aspect(header.dataset, frame), size)
     output = io.BytesIO()
     options: dict[str, Any] = {} if media_type == "image/png" else {"quality": max(1, min(100, quality))}
     picture.save(output, _FORMATS[media_type], **options)
@@ -115,7 +111,13 @@ def render_stored(
 
 
 def picture_of(
-    array: Frame, colour_space: str, header: Header, frame: int, window: Window | None, stored: bytes | None = None
+    array: Frame,
+    colour_space: str,
+    header: Header,
+    frame: int,
+    window: Window | None,
+    stored: bytes,
+    plain: BinaryIO | None,
 ) -> Picture:
     """A decoded frame as 8-bit grey (rows × columns) or RGB (rows × columns × 3), overlays and shutter applied.
 
@@ -131,7 +133,7 @@ def picture_of(
             shown = _rgb(array, colour_space, dataset)
         else:
             shown = _grey(array, colour_space, dataset, groups, window)
-        return _covered(shown, header, frame, groups, stored)
+        return _covered(shown, header, frame, groups, stored, plain)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError, OverflowError) as error:
         # Tables and windows come from the file; a broken one must not take the server down.
         raise PermanentError("cannot-render", str(error)[:200]) from error
@@ -203,11 +205,14 @@ def _shade(
     """``values`` as shades of 8 bits; ``present`` are those whose range is shown where there is no window."""
     real = _modality(values, dataset, groups)
     chosen = window or _own_window(dataset, groups)
-    if chosen is None and dataset.get("VOILUTSequence") and real.dtype.kind in "iu":
-        lut = lut_of(dataset.VOILUTSequence[0], signed=bool(real.size) and int(real.min()) < 0)
-        shown: Grey = lut.look_up(real) / float((1 << lut.bits) - 1)
+    if chosen is None and dataset.get("VOILUTSequence") and values.dtype.kind in "iu":
+        entries = real if real.dtype.kind in "iu" else np.rint(real).astype(np.int64)
+        lut = lut_of(dataset.VOILUTSequence[0], signed=bool(real.size) and int(entries.min()) < 0)
+        shown: Grey = lut.look_up(entries) / float((1 << lut.bits) - 1)
     elif chosen is None:
-        shown = _full_range(real, _limits(_modality(present, dataset, groups), present, dataset))
+        is_byte = real is values and _is_plain_byte(dataset)
+        limits = (0.0, 255.0) if is_byte else _limits(_modality(present, dataset, groups), present, dataset)
+        shown = _full_range(real, limits)
     else:
         shown = _windowed(real.astype(np.float64), chosen)
     if _is_inverse(colour_space, dataset):
@@ -216,6 +221,12 @@ def _shade(
     if padded is not None:
         shades[padded] = 0
     return shades
+
+
+def _is_plain_byte(dataset: Dataset) -> bool:
+    """Whether values are shades already: unsigned, of 8 bits, and no numbers of segments."""
+    said = (text(dataset, "BitsStored"), text(dataset, "PixelRepresentation") or "0")
+    return said == ("8", "0") and not dataset.get("SegmentSequence")
 
 
 def _is_inverse(colour_space: str, dataset: Dataset) -> bool:
@@ -314,11 +325,14 @@ def _windowed(values: Grey, window: Window) -> Grey:
 # Over the picture, and its size
 
 
-def _covered(shown: Picture, header: Header, frame: int, groups: list[Dataset], stored: bytes | None) -> Picture:
+def _covered(
+    shown: Picture, header: Header, frame: int, groups: list[Dataset], stored: bytes, plain: BinaryIO | None
+) -> Picture:
     dataset, shape = header.dataset, (shown.shape[0], shown.shape[1])
+    if not shown.flags.writeable:  # native colours are the bytes of the file
+        shown = shown.copy()
     if has_overlays(dataset):
-        raw = stored_values(stored, header) if stored is not None else None
-        drawn = overlay_mask(dataset, frame, shape, raw)
+        drawn = overlay_mask(dataset, frame, shape, stored_values(stored, header), _long_overlays(header, plain))
         if drawn is not None:
             shown[drawn] = 255
     shutter = shutter_of(dataset, groups)
@@ -327,6 +341,15 @@ def _covered(shown: Picture, header: Header, frame: int, groups: list[Dataset], 
         if hidden is not None:
             shown[hidden] = shutter_shade(shutter)
     return shown
+
+
+def _long_overlays(header: Header, plain: BinaryIO | None) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    for tag, offset, length in header.omitted if plain is not None else ():
+        if plain is not None and is_overlay_data(tag) and length <= _MOST_OVERLAY:
+            plain.seek(offset)
+            found[tag] = plain.read(length)
+    return found
 
 
 def _aspect(dataset: Dataset, frame: int) -> float:
@@ -341,41 +364,3 @@ def _aspect(dataset: Dataset, frame: int) -> float:
     except (ValueError, ZeroDivisionError):
         return 1.0
     return aspect if 0.1 <= aspect <= 10 else 1.0
-
-
-def _fitted(picture: Image.Image, aspect: float, viewport: Viewport | None) -> Image.Image:
-    """Square pixels, the region that is wanted, and the largest size of these proportions in the viewport."""
-    mirror: list[Image.Transpose] = []
-    if viewport is not None and viewport.region is not None:
-        left, top, width, height = viewport.region
-        if width < 0:
-            mirror.append(Image.Transpose.FLIP_LEFT_RIGHT)
-        if height < 0:
-            mirror.append(Image.Transpose.FLIP_TOP_BOTTOM)
-        box = (left, top, min(picture.width, left + abs(width)), min(picture.height, top + abs(height)))
-        if not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
-            raise PermanentError("cannot-render", "the region lies outside of the image")
-        whole = (
-            round(box[0]),
-            round(box[1]),
-            max(round(box[0]) + 1, round(box[2])),
-            max(round(box[1]) + 1, round(box[3])),
-        )
-        picture = picture.crop(whole)
-    width, height = float(picture.width), float(picture.height)
-    if abs(aspect - 1.0) > 0.001:
-        width, height = (width, height * aspect) if aspect > 1 else (width / aspect, height)
-    if viewport is not None:
-        bound = [
-            min(max(1, asked), max(MAX_VIEWPORT, own))
-            for asked, own in ((viewport.width, picture.width), (viewport.height, picture.height))
-        ]
-        scale = min(bound[0] / width, bound[1] / height)
-        scale = scale if viewport.enlarge else min(1.0, scale)
-        width, height = width * scale, height * scale
-    size = (max(1, round(width)), max(1, round(height)))
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    for operation in mirror:
-        picture = picture.transpose(operation)
-    return picture

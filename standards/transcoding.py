@@ -22,7 +22,7 @@ from standards.element_walker import PixelElement
 from standards.errors import PermanentError
 from standards.frames import FrameLayout, layout, read_frame
 from standards.part10 import Header, open_plain, read_header, text, write_file_meta
-from standards.pixels import decode_with_colour_space
+from standards.pixels import decode_whole
 
 _LONG: Final = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})
 _SIZES: Final = {
@@ -135,7 +135,7 @@ class _Pixels:
 
     def _decoded(self, plain: BinaryIO, index: int) -> tuple[bytes, str]:
         stored = read_frame(plain, self._header, index)
-        array, colour_space = decode_with_colour_space(stored, self._header)
+        array, colour_space = decode_whole(stored, self._header)
         return array.tobytes(), colour_space
 
     def attributes(self) -> dict[int, bytes]:

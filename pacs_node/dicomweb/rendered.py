@@ -29,8 +29,9 @@ from standards.errors import PermanentError
 from standards.frames import read_from_table
 from standards.media_types import Offer, negotiate
 from standards.part10 import text
-from standards.render import MEDIA_TYPES, Viewport, Window, render_stored
+from standards.render import MEDIA_TYPES, Window, render_stored
 from standards.transfer_syntaxes import frame_media_type
+from standards.viewports import Viewport
 
 THUMBNAIL: Final = Viewport(128, 128, enlarge=False)
 _TO_THE_EDGE: Final = 1e9
@@ -117,7 +118,14 @@ def picture(
     with _RENDERERS, plain_of(instance, header) as plain:
         stored = read_from_table(plain, table_of(instance, header), frame)
         content = render_stored(
-            stored, header, frame, window=window, viewport=viewport, quality=quality, media_type=media_type
+            stored,
+            header,
+            frame,
+            plain=plain,
+            window=window,
+            viewport=viewport,
+            quality=quality,
+            media_type=media_type,
         )
     return cached(HttpResponse(content, content_type=media_type), etag, cache)
 

@@ -34,7 +34,7 @@ from standards.frames import FrameTable, read_from_table
 from standards.media_types import DICOM, InstanceChoice, Offer, content_type, frame_offers, instance_choice, negotiate
 from standards.multipart import OutgoingPart, encode_related, framed, new_boundary
 from standards.part10 import Header
-from standards.pixels import can_decode, decode_stored
+from standards.pixels import can_decode, decode_whole
 from standards.transcoding import Transcoded, as_explicit, can_be_explicit
 
 log = structlog.get_logger()
@@ -169,7 +169,7 @@ def frame_numbers(text: str, count: int) -> list[int]:
 def native_frame(instance: Instance, header: Header, table: FrameTable, index: int) -> bytes:
     """A frame decoded to little-endian bytes, single bits packed. Raises: PermanentError("cannot-decode")."""
     with plain_of(instance, header) as plain:
-        frame = decode_stored(read_from_table(plain, table, index), header)
+        frame = decode_whole(read_from_table(plain, table, index), header)[0]
     if int(header.dataset.get("BitsAllocated") or 8) == 1:
         return np.packbits(frame, bitorder="little").tobytes()
     return frame.tobytes()

@@ -23,8 +23,9 @@ from pacs_node.dicomweb.wado import single_instance, transcodable
 from pacs_node.study_index.models import Instance
 from standards.errors import PermanentError
 from standards.media_types import DICOM, instance_choice, parse
-from standards.render import MEDIA_TYPES, Viewport, Window
+from standards.render import MEDIA_TYPES, Window
 from standards.uids import validated_uid
+from standards.viewports import Viewport
 
 _PICTURE_ONLY: Final = frozenset(
     {"rows", "columns", "region", "windowCenter", "windowWidth", "frameNumber", "imageQuality", "annotation"}

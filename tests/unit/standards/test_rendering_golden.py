@@ -19,7 +19,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from standards.part10 import read_header, text
-from standards.render import Viewport, render
+from standards.render import render
+from standards.viewports import Viewport
 
 ImageFile = Callable[..., io.BytesIO]
 Make = Callable[..., Path]
