@@ -2,10 +2,10 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar, cast
 
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connections, transaction
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -16,7 +16,8 @@ _AT_ONCE: Final = 64
 class _Waiting(Generic[T, R]):
     item: T
     result: R | None = None
-    error: Exception | None = None
+    error: Exception | None = field(default_factory=lambda: OperationalError("the common commit was broken off"))
+    """None once it is written."""
     done: bool = False
 
 
@@ -36,7 +37,8 @@ class Together(Generic[T, R]):
         """Return when ``item`` is committed; its result. Raises: what its own writing raised."""
         if connections[DEFAULT_DB_ALIAS].in_atomic_block:
             # The caller's transaction may hold what the one whose turn it is waits for.
-            return self._write([item])[0]
+            with transaction.atomic():
+                return self._write([item])[0]
         mine: _Waiting[T, R] = _Waiting(item)
         with self._queue:
             self._waiting.append(mine)
@@ -58,17 +60,13 @@ class Together(Generic[T, R]):
             with transaction.atomic():
                 results = self._write([one.item for one in batch])
             for one, result in zip(batch, results, strict=True):
-                one.result = result
-        except Exception:  # each gets its own below
-            for one in batch:
-                self._commit_alone(one)
+                one.result, one.error = result, None
+        except Exception as error:  # raised to the thread that waits for it
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                for one in batch:
+                    self._commit([one])
         finally:
             for one in batch:
                 one.done = True
-
-    def _commit_alone(self, one: _Waiting[T, R]) -> None:
-        try:
-            with transaction.atomic():
-                one.result = self._write([one.item])[0]
-        except Exception as error:  # raised to the thread that waits for it
-            one.error = error
