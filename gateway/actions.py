@@ -1,5 +1,6 @@
 """Everything that writes the gateway's tables for others; each call joins the caller's transaction."""
 
+import json
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -25,6 +26,7 @@ from gateway.envelope import (
     SendStudy,
     SeriesKey,
 )
+from gateway.hot_path import run_many, statement
 from gateway.models import Delivery, JoinState, NumberedEvent, OutboxEntry, StudyPriority
 from gateway.protocols import HeldInstance
 
@@ -59,25 +61,20 @@ def record_stored(
 
 def record_held(instances: list[HeldInstance]) -> None:
     """:func:`record_stored` for many at once, and for those that are held already. The node's hottest path is here."""
-    statement, fields = _outbox_statement()
-    here, now = connections[DEFAULT_DB_ALIAS], timezone.now()
+    here = connections[DEFAULT_DB_ALIAS]
+    now = here.ops.adapt_datetimefield_value(timezone.now())
     rows = [
-        (INSTANCE_STORED, instance.series_key, instance.instance_key, _body_of(instance), now) for instance in instances
+        (INSTANCE_STORED, instance.series_key, instance.instance_key, json.dumps(_body_of(instance)), now)
+        for instance in instances
     ]
-    with here.cursor() as cursor:
-        cursor.executemany(
-            statement,
-            [[field.get_db_prep_save(v, here) for field, v in zip(fields, row, strict=True)] for row in rows],
-        )
+    run_many(here, _outbox_statement(), rows)
 
 
 @cache
-def _outbox_statement() -> tuple[str, list[Any]]:
-    fields: list[Any]
-    model, quote = OutboxEntry._meta, connection.ops.quote_name
-    fields = [model.get_field(name) for name in ("kind", "series_key", "instance_key", "body", "occurred_at")]
-    columns = ", ".join(quote(field.column) for field in fields)
-    return f"INSERT INTO {quote(model.db_table)} ({columns}) VALUES (%s, %s, %s, %s, %s)", fields  # noqa: S608
+def _outbox_statement() -> str:
+    quote, table = connection.ops.quote_name, OutboxEntry._meta.db_table
+    columns = ", ".join(map(quote, ("kind", "series_key", "instance_key", "body", "occurred_at")))
+    return statement(f"INSERT INTO {quote(table)} ({columns}) VALUES (%s, %s, %s, %s, %s)")  # noqa: S608
 
 
 def record_conflict(

@@ -35,6 +35,8 @@ LARGEST_PDU_BYTES: Final = 4 << 20
 _COMMITMENT: Final = frozenset({upper_layer.N_ACTION_RQ, upper_layer.N_EVENT_REPORT_RQ})
 _PDU: Final = struct.Struct(">BxL")
 _SUCCESS: Final = 0x0000
+_CHECKED_SECONDS: Final = 1.0
+"""How long a database connection that serves counts as sound: to ask costs as much as a statement."""
 _UNRECOGNISED_OPERATION: Final = 0x0211
 
 
@@ -111,6 +113,7 @@ class Receiver:
         self._information = bytearray()
         self._requested: Message | None = None
         self._wire = Wire(peer, self._timeout)
+        self._checked_until = 0.0
 
     def run(self) -> None:
         """Return when the association is over; whatever ends it is logged, unless the peer released it."""
@@ -204,7 +207,13 @@ class Receiver:
             self._arriving.receive(length, self._wire.fill, is_last=bool(is_last))
             if is_last:
                 arriving, self._arriving = self._arriving, None
-                self._answer(arriving.request, **arriving.finish())
+                try:
+                    outcome = arriving.finish()
+                    self._answer(arriving.request, **outcome)
+                finally:
+                    arriving.close()
+                if outcome["Status"] != _SUCCESS:
+                    self._checked_until = 0.0
                 arriving.prepare_next()
             return
         if self._awaiting is not None:
@@ -237,7 +246,13 @@ class Receiver:
                 self._requested = Message(self._context_id, command)
         elif has_data:
             status = None if kind == upper_layer.C_STORE_RQ else _UNRECOGNISED_OPERATION
-            self._arriving = Arriving(self._association, command, abstract_syntax, transfer_syntax, status)
+            now = time.monotonic()
+            checked = now < self._checked_until
+            self._arriving = Arriving(
+                self._association, command, abstract_syntax, transfer_syntax, status, checked=checked
+            )
+            if not checked:
+                self._checked_until = now + _CHECKED_SECONDS
         elif kind == upper_layer.C_ECHO_RQ:
             self._answer(command, Status=_SUCCESS)
         elif kind != upper_layer.C_CANCEL_RQ and not kind & upper_layer.RESPONSE:

@@ -35,7 +35,8 @@ _FIRST_LOOK: Final = 1 << 15
 class Arriving:
     """A data set on its way in. It is read to its end whatever happens: the answer belongs after it.
 
-    ``status``: already decided; the data set is only read away. Close it if it was not finished.
+    ``status``: already decided; the data set is only read away. ``checked``: the database connection is known to hold.
+    Close it at the end, whatever came of it: after the answer, because the peer waits for that alone.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Arriving:
         abstract_syntax: str,
         transfer_syntax: str,
         status: int | None = None,
+        *,
+        checked: bool = False,
     ) -> None:
         self.request = request
         self._association = association
@@ -53,10 +56,11 @@ class Arriving:
         self._look_at = _FIRST_LOOK
         self._outcome: dict[str, Any] = {} if status is None else {"Status": status}
         if status is None:
-            self._guarded(lambda: self._open(abstract_syntax, transfer_syntax))
+            self._guarded(lambda: self._open(abstract_syntax, transfer_syntax, checked=checked))
 
-    def _open(self, abstract_syntax: str, transfer_syntax: str) -> None:
-        healthy_connection()
+    def _open(self, abstract_syntax: str, transfer_syntax: str, *, checked: bool) -> None:
+        if not checked:
+            healthy_connection()
         peer = peer_of(self._association)
         peer.require("store")
         self._source = Source(peer.ae_title, peer.address, peer.writes, peer.issuer_of_patient_id)
@@ -95,7 +99,6 @@ class Arriving:
     def finish(self) -> dict[str, Any]:
         """Take the instance in; the elements of the answer that say how it went."""
         self._guarded(self._take_in)
-        self.close()
         return self._outcome
 
     def prepare_next(self) -> None:

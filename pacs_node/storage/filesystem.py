@@ -26,7 +26,7 @@ _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _SPARE = 4
 
 
-def fsync_path(path: Path) -> None:
+def fsync_path(path: Path | str) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -35,7 +35,7 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link(incoming: Incoming | Path, target: Path) -> None:
+def _link(incoming: Incoming | Path, target: str) -> None:
     if isinstance(incoming, Path):
         os.link(incoming, target)
     else:
@@ -54,7 +54,7 @@ class FilesystemStorage:
         self.recall: Callable[[str], bool] | None = None
         self.incoming = self.root / "incoming"
         self._spare: list[Incoming] = []
-        self._durable: set[Path] = set()
+        self._durable: set[str] = set()
         self._journal_locks = [threading.Lock() for _ in range(64)]
         self._make_durable(self.incoming)
 
@@ -100,8 +100,8 @@ class FilesystemStorage:
         and folder. A file torn by a power cut in between is not in the index, and its own meta group tells that it is
         not whole: the next that asks for the name sets it aside.
         """
-        target = self.root / key
-        folder = target.parent
+        target = f"{self.root}/{key}"
+        folder = target.rpartition("/")[0]
         try:
             if not self._name(incoming, target, folder):
                 return False
@@ -115,7 +115,7 @@ class FilesystemStorage:
             raise self._translated(error) from error
         return True
 
-    def _name(self, incoming: Incoming | Path, target: Path, folder: Path) -> bool:
+    def _name(self, incoming: Incoming | Path, target: str, folder: str) -> bool:
         if isinstance(incoming, Incoming):
             incoming.write_out()
         self._make_durable(folder)
@@ -273,22 +273,23 @@ class FilesystemStorage:
                 removed += 1
         return removed
 
-    def _make_durable(self, folder: Path) -> None:
+    def _make_durable(self, folder: Path | str) -> None:
         """Make ``folder`` and make sure that each name on the way to it is on the disk.
 
         A folder that exists may have been made a moment ago by another thread that has not flushed it yet,
         so "exists" is not enough: each is flushed once in the life of this process.
         """
-        if folder in self._durable:
+        if str(folder) in self._durable:
             return
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for child in (folder, *folder.parents):
-            if child in self._durable or child == self.root.parent:
+            if str(child) in self._durable or child == self.root.parent:
                 break
             fsync_path(child.parent)
         if len(self._durable) > 50_000:
             self._durable.clear()
-        self._durable.add(folder)
+        self._durable.add(str(folder))
 
     @staticmethod
     def _translated(error: OSError) -> Exception:

@@ -189,7 +189,7 @@ class Incoming:
         """The whole file to read; small ones and the beginning of large ones come from memory."""
         return _Reader(self)
 
-    def link(self, target: Path) -> None:
+    def link(self, target: Path | str) -> None:
         """Give the whole file a name. Raises: FileExistsError, FileNotFoundError (no such folder), OSError."""
         source = self._name or f"/proc/self/fd/{self._descriptor}"
         # With a folder's descriptor Python calls linkat, the only call that can name a nameless file.

@@ -88,8 +88,7 @@ _lock = threading.Lock()
 
 def _values(dataset: Dataset, tags: Iterable[BaseTag]) -> Hashable:
     """The values of these elements as they were read, sequences with all that is in them."""
-    elements = dataset._dict
-    return tuple(None if (element := elements.get(tag)) is None else _value(element) for tag in tags)
+    return tuple([None if element is None else _value(element) for element in map(dataset._dict.get, tags)])
 
 
 def _value(element: RawDataElement | DataElement) -> Hashable:

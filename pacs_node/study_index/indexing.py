@@ -1,6 +1,7 @@
 """Putting instances into the index: those that several associations bring at once become durable by one commit."""
 
 import fcntl
+import json
 import os
 import threading
 from collections import Counter, OrderedDict
@@ -19,11 +20,11 @@ from django.db import (
     connections,
     transaction,
 )
-from django.db.backends.utils import CursorWrapper
-from django.db.models import DateTimeField, JSONField
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from gateway.actions import record_conflict, record_held
+from gateway.hot_path import run, run_many, statement
 from gateway.protocols import HeldInstance
 from pacs_node.config import config
 from pacs_node.study_index.attributes import IndexRows
@@ -31,7 +32,6 @@ from pacs_node.study_index.models import Instance, Series, Study
 
 _BATCH: Final = 64
 _REMEMBERED: Final = 1024
-_COUNT: Final = f"UPDATE {Series._meta.db_table} SET instances_count = instances_count + %s WHERE id = %s"  # noqa: S608
 
 
 @dataclass(eq=False)
@@ -52,6 +52,11 @@ class Entry:
 
 
 @cache
+def _is_sqlite() -> bool:
+    return connections[DEFAULT_DB_ALIAS].vendor == "sqlite"
+
+
+@cache
 def _turn_file() -> int:
     return os.open(config().data_dir / "index.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -59,7 +64,7 @@ def _turn_file() -> int:
 @contextmanager
 def turn_of_process() -> Iterator[None]:
     """SQLite has processes wait for each other by sleeping; the kernel wakes the next one when its turn comes."""
-    if connections[DEFAULT_DB_ALIAS].vendor != "sqlite":
+    if not _is_sqlite():
         yield
         return
     fcntl.lockf(_turn_file(), fcntl.LOCK_EX)
@@ -115,10 +120,11 @@ def write_rows(batch: list[Entry]) -> None:
     """One transaction for all; where it fails, one for each, so that nobody fails for a neighbour."""
     try:
         # The proxy that Django offers looks the thread's own connection up at each use.
-        with transaction.atomic(), connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+        here, now = connections[DEFAULT_DB_ALIAS], timezone.now()
+        with transaction.atomic():
             for entry in batch:
-                _insert(entry, cursor)
-            _count(batch, cursor)
+                _insert(entry, here, now)
+            _count(batch, here)
             _announce(batch)
     except DatabaseError as error:
         for entry in batch:
@@ -136,68 +142,68 @@ def write_rows(batch: list[Entry]) -> None:
 commit = GroupCommit(write_rows)
 
 
-def _insert(entry: Entry, cursor: CursorWrapper) -> None:
-    if not _is_remembered(entry.rows):
+def _insert(entry: Entry, here: BaseDatabaseWrapper, now: Any) -> None:
+    if entry.rows.origin not in _merged:
         _merge(entry.rows)
-    if not _insert_instance(entry, cursor):
+    if not _insert_instance(entry, here, now):
         _merge(entry.rows)  # remembered, yet gone: another process emptied the tables
-        if not _insert_instance(entry, cursor):
+        if not _insert_instance(entry, here, now):
             raise IntegrityError("the series of the instance is not in the index")
 
 
-# Two statements of the hot path are not left to the ORM; this one finds the series and inserts in one go.
+# The statements of the hot path are not left to the ORM; this one finds the series and inserts in one go.
 
 
 @cache
-def _statement() -> tuple[str, list[tuple[str, Any, Callable[..., Any] | None]]]:
-    """The statement, and of each column the field's name, its default, and what prepares a value that is not plain."""
+def _statement() -> tuple[str, list[tuple[str, Any]]]:
+    """The statement, and of each column the field's name and default."""
     fields = tuple(f for f in Instance._meta.local_concrete_fields if f.name not in ("id", "series"))
     quote = connection.ops.quote_name
     series, study = quote(Series._meta.db_table), quote(Study._meta.db_table)
     columns = ", ".join(quote(f.column or f.name) for f in fields)
     values = ", ".join(["%s"] * len(fields))
-    return (
+    return statement(
         f"INSERT INTO {quote(Instance._meta.db_table)} (series_id, {columns}) "  # noqa: S608  names of our own models
         f"SELECT {series}.id, {values} FROM {series} JOIN {study} ON {study}.id = {series}.study_id "
         f"WHERE {series}.series_instance_uid = %s AND {study}.study_instance_uid = %s "
         f"AND {study}.patient_id = %s AND {study}.issuer_of_patient_id = %s RETURNING id, series_id"
-    ), [
-        (f.name, f.get_default(), f.get_db_prep_save if isinstance(f, DateTimeField | JSONField) else None)
-        for f in fields
-    ]
+    ), [(f.name, f.get_default()) for f in fields]
 
 
-def _insert_instance(entry: Entry, cursor: CursorWrapper) -> bool:
-    statement, columns = _statement()
+def _insert_instance(entry: Entry, here: BaseDatabaseWrapper, now: Any) -> bool:
+    text, columns = _statement()
     rows = entry.rows
     values = {
         **rows.instance,
+        "attributes": json.dumps(rows.instance["attributes"]),
         "path": entry.key,
         "is_variant": entry.is_variant,
         "variant_sha256": rows.instance["dataset_sha256"] if entry.is_variant else "",
-        "created_at": timezone.now(),
+        "created_at": now,
     }
-    given = []
-    for name, default, prepare in columns:
-        value = values.get(name, default)
-        given.append(value if prepare is None or value is None else prepare(value, cursor.db))
-    given += [
+    given = [values.get(name, default) for name, default in columns]
+    given += (
         rows.series["series_instance_uid"],
         rows.study["study_instance_uid"],
         rows.study["patient_id"],
         rows.study["issuer_of_patient_id"],
-    ]
-    cursor.execute(statement, given)
-    found = cursor.fetchone()
+    )
+    found = run(here, text, given).fetchone()
     if found is None:
         return False
     entry.instance_key, entry.series_key = found
     return True
 
 
-def _count(batch: list[Entry], cursor: CursorWrapper) -> None:
+def _count(batch: list[Entry], here: BaseDatabaseWrapper) -> None:
     added = Counter(entry.series_key for entry in batch if not entry.is_variant)
-    cursor.executemany(_COUNT, [(count, key) for key, count in added.items()])
+    run_many(here, _count_statement(), [(count, key) for key, count in added.items()])
+
+
+@cache
+def _count_statement() -> str:
+    series = connection.ops.quote_name(Series._meta.db_table)
+    return statement(f"UPDATE {series} SET instances_count = instances_count + %s WHERE id = %s")  # noqa: S608
 
 
 def _announce(batch: list[Entry]) -> None:
@@ -231,11 +237,9 @@ _merged: OrderedDict[Hashable, None] = OrderedDict()
 _merged_lock = threading.Lock()
 
 
-def _is_remembered(rows: IndexRows) -> bool:
-    return rows.origin in _merged
-
-
 def _remember(rows: IndexRows) -> None:
+    if rows.origin in _merged:
+        return
     with _merged_lock:
         _merged[rows.origin] = None
         if len(_merged) > _REMEMBERED:
