@@ -17,6 +17,7 @@ from pydicom.tag import Tag
 from pydicom.valuerep import PersonName, format_number_as_ds
 
 from standards import charsets
+from standards.element_walker import PixelElement
 from standards.errors import PermanentError
 
 BulkDataURI = Callable[[str, int], str | None]
@@ -45,7 +46,8 @@ def to_json(
 ) -> Json:
     """The data set as a JSON object of UTF-8 text, ready for ``json.dumps``.
 
-    A value that cannot be read is left out, its tag and reason going to ``notes``; everything else is still given.
+    A value that cannot be read is left out, its tag and reason going to ``notes``; everything else is still given. What
+    only has its place in ``dataset`` (``tell_places`` of ``part10.read_header``) is given by its BulkDataURI.
     (0008,0005) becomes ISO_IR 192, as the text now is UTF-8. ``extra`` adds ready elements by tag, such as the
     BulkDataURI of pixel data that the parser skipped.
     """
@@ -97,6 +99,9 @@ def _element(element: DataElement, bulk: BulkDataURI | None, notes: list[str], p
         ]
         return {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
     value = element.value
+    if isinstance(value, PixelElement):
+        uri = bulk(path, value.length) if bulk else None
+        return {"vr": vr, "BulkDataURI": uri} if uri else {"vr": vr}
     if vr in BINARY_VRS:
         return {"vr": vr} | _binary(value, bulk, path)
     if value is None or value == "" or (isinstance(value, MultiValue | list) and not value):
@@ -124,9 +129,7 @@ def _single(vr: str, value: Any) -> object:
         return int(value)
     if vr in _FLOAT_VRS:
         number = float(value)
-        if not math.isfinite(number):
-            raise ValueError("JSON has no such number")
-        return number
+        return number if math.isfinite(number) else None  # JSON has no other; the values beside it still count
     return str(value)
 
 

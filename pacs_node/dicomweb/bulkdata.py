@@ -22,20 +22,26 @@ from pacs_node.dicomweb.retrieval import (
 )
 from pacs_node.dicomweb.segments import FileRange, Segment, Segments, SegmentsResponse, ranged
 from pacs_node.dicomweb.wado import stored_frame
+from pacs_node.storage.stores import storage
+from pacs_node.study_index.models import Instance
+from standards.element_walker import PixelElement
 from standards.errors import PermanentError
 from standards.frames import media_type
 from standards.media_types import OCTET_STREAM, Offer, content_type, negotiate
 from standards.multipart import framed, new_boundary
-from standards.part10 import Header, text
+from standards.part10 import Header, read_header, text
 
 _PATH: Final = re.compile(r"[0-9A-F]{8}(/\d{1,6}/[0-9A-F]{8})*")
 _PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _DOCUMENT: Final = 0x00420011
 
 
-def _kept(header: Header, path: str) -> bytes:
-    """A value that the header holds. Raises: PermanentError("not-found")."""
+def _value(instance: Instance, header: Header, path: str) -> Segment:
+    """A value that the header holds, or one within items by its place. Raises: PermanentError("not-found")."""
     steps = path.split("/")
+    if len(steps) > 1:
+        with storage().open(instance.path) as file:
+            header = read_header(file, tell_places=True)
     dataset: Dataset = header.dataset
     try:
         for tag, item in zip(steps[:-1:2], steps[1::2], strict=True):
@@ -43,6 +49,8 @@ def _kept(header: Header, path: str) -> bytes:
         value = dataset[int(steps[-1], 16)].value
     except (KeyError, IndexError, TypeError) as error:
         raise PermanentError("not-found", "The object has no such value.") from error
+    if isinstance(value, PixelElement):
+        return FileRange(plain_source(instance, header), value.offset, value.length)
     if not isinstance(value, bytes):
         raise PermanentError("not-found", "This value is not bulk data; it is in the metadata.")
     return value
@@ -75,7 +83,7 @@ def bulkdata(request: HttpRequest, reach: Reach, path: str, **at: str) -> HttpRe
     elif top_level and place:
         bodies = [[FileRange(plain_source(instance, header), *place)]]
     else:
-        bodies = [[_kept(header, path)]]
+        bodies = [[_value(instance, header, path)]]
     if tag == _DOCUMENT:
         kind = text(header.dataset, "MIMETypeOfEncapsulatedDocument") or kind
     syntax = header.transfer_syntax if tag in _PIXELS else ""

@@ -44,7 +44,7 @@ _BATCH: Final = 200
 def metadata_of(instance: Instance, root: str) -> dict[str, Any]:
     """All attributes of an instance in DICOM JSON; long binary values and pixels by BulkDataURI below ``root``."""
     with storage().open(instance.path) as file:
-        header = read_header(file)
+        header = read_header(file, tell_places=True)
     base = f"{root}{path_of(instance)}/bulkdata"
     extra: dict[str, dict[str, Any]] = {
         "00083002": {"vr": "UI", "Value": [header.transfer_syntax]},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from django.test import Client
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
@@ -172,6 +173,27 @@ def test_the_frames_of_a_deflated_object_inflate_it_once(get: Any, monkeypatch: 
         frame = body(get(f"{at}/frames/{number}", "application/octet-stream; transfer-syntax=*"))
         assert np.array_equal(np.frombuffer(frame, "<u2"), np.arange(256, dtype="<u2") + 256 * (number - 1) + 1)
     assert len(inflated) == 1
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_a_long_value_within_items_has_an_address_too(get: Any, syntax: str) -> None:
+    inner, dataset = Dataset(), ct_instance()
+    inner.ICCProfile = b"regis" * 500_000
+    dataset.IconImageSequence = [Dataset(), inner]
+    address = f"{place(take_in(written(dataset, syntax)).instance)}/bulkdata/00880200/1/00282000"
+    (model,) = get(address.partition("/bulkdata")[0] + "/metadata").json()
+    (_, item) = model["00880200"]["Value"]
+    assert item["00282000"]["BulkDataURI"].endswith(f"/dicom-web/{address}")
+    assert body(get(address, "application/octet-stream")) == inner.ICCProfile
+    part = get(address, "application/octet-stream", Range="bytes=5-9")
+    assert (part.status_code, body(part)) == (206, b"regis")
+
+
+def test_a_number_that_json_has_not_leaves_those_beside_it(get: Any) -> None:
+    dataset = ct_instance()
+    dataset.DiffusionGradientOrientation = [0.5, float("nan"), float("inf")]
+    (model,) = get(f"{place(take_in(part10(dataset)).instance)}/metadata").json()
+    assert model["00189089"] == {"vr": "FD", "Value": [0.5, None, None]}
 
 
 def test_metadata_come_as_xml_documents(get: Any) -> None:
