@@ -96,9 +96,12 @@ def test_a_node_whose_clock_is_off_by_a_day_goes_on_and_says_so(shared: Fleet, t
         )
         succeed(["-c", A_DAY_BEHIND + take_in, str(tmp_path)], shared.clinic.environment)
         shared.until(lambda: shared.mirrored(study, 3), "a study is mirrored by a node with a wrong clock")
+        shared.until(lambda: shared.all_known_at_centre(study, 3), "and the centre hears of it")
         when = shared.region.ask(
             "SELECT extract(epoch FROM occurred_at) FROM federation_inboxevent e JOIN federation_node n"
-            " ON n.id = e.node_id WHERE n.name = 'clinic' AND e.type = 'series.changed' ORDER BY e.id DESC LIMIT 1"
+            " ON n.id = e.node_id WHERE n.name = 'clinic' AND e.type = 'series.changed'"
+            " AND e.body->'study'->>'study_instance_uid' = %s ORDER BY e.id DESC LIMIT 1",
+            study,
         )[0][0]
         assert abs(float(str(when)) - time.time()) < 3600, "what is told has the region's time"
     finally:
