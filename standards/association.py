@@ -64,13 +64,13 @@ def titles(head: bytes | bytearray | memoryview) -> tuple[str, str]:
 
 def read_request(payload: bytes | bytearray | memoryview) -> Request:
     """An A-ASSOCIATE-RQ without its PDU header. Raises: PermanentError("invalid-pdu")."""
-    called, calling, items = _read(payload)
+    called, calling, found = _read(payload)
     contexts: dict[int, Proposal] = {}
     largest = 0
-    for kind, body in items:
+    for kind, body in found:
         if kind == 0x20:
             abstract, syntaxes = "", []
-            for sub, value in _items(body[4:]):
+            for sub, value in items(body[4:]):
                 if sub == 0x30:
                     abstract = _text(value)
                 elif sub == 0x40:
@@ -83,12 +83,12 @@ def read_request(payload: bytes | bytearray | memoryview) -> Request:
 
 def read_acceptance(payload: bytes | bytearray | memoryview) -> Acceptance:
     """An A-ASSOCIATE-AC without its PDU header. Raises: PermanentError("invalid-pdu")."""
-    _, _, items = _read(payload)
+    _, _, found = _read(payload)
     contexts: dict[int, str] = {}
     largest = 0
-    for kind, body in items:
+    for kind, body in found:
         if kind == 0x21 and body[2] == 0:
-            for sub, value in _items(body[4:]):
+            for sub, value in items(body[4:]):
                 if sub == 0x40:
                     contexts[body[0]] = _text(value)
         elif kind == 0x50:
@@ -101,13 +101,14 @@ def _read(payload: bytes | bytearray | memoryview) -> tuple[str, str, list[tuple
     if len(view) < _FIXED.size:
         raise PermanentError("invalid-pdu", "an association PDU breaks off")
     _, _, called, calling, _ = _FIXED.unpack_from(view)
-    items = list(_items(view[_FIXED.size :]))
-    if any(kind in (0x20, 0x21) and len(body) < 4 for kind, body in items):
+    found = list(items(view[_FIXED.size :]))
+    if any(kind in (0x20, 0x21) and len(body) < 4 for kind, body in found):
         raise PermanentError("invalid-pdu", "a presentation context item breaks off")
-    return _title(called), _title(calling), items
+    return _title(called), _title(calling), found
 
 
-def _items(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+def items(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Type and value of each item of a PDU, or sub-item of an item. Raises: PermanentError("invalid-pdu")."""
     position = 0
     while position < len(view):
         if len(view) - position < _ITEM.size:
@@ -121,7 +122,7 @@ def _items(view: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _largest(body: memoryview) -> int:
-    for kind, value in _items(body):
+    for kind, value in items(body):
         if kind == 0x51 and len(value) == 4:
             return int.from_bytes(value, "big")
     return 0
@@ -138,11 +139,11 @@ def _title(value: bytes) -> str:
 def encode_request(called: str, calling: str, contexts: Mapping[int, Proposal], largest_pdu: int = 131_072) -> bytes:
     """An A-ASSOCIATE-RQ, PDU header included."""
     proposed = b"".join(
-        _item(
+        item(
             0x20,
             bytes([number, 0, 0, 0])
-            + _item(0x30, context.abstract_syntax.encode())
-            + b"".join(_item(0x40, syntax.encode()) for syntax in context.transfer_syntaxes),
+            + item(0x30, context.abstract_syntax.encode())
+            + b"".join(item(0x40, syntax.encode()) for syntax in context.transfer_syntaxes),
         )
         for number, context in contexts.items()
     )
@@ -152,10 +153,10 @@ def encode_request(called: str, calling: str, contexts: Mapping[int, Proposal], 
 def encode_acceptance(request: Request, accepted: Mapping[int, str], largest_pdu: int = 131_072) -> bytes:
     """An A-ASSOCIATE-AC that takes the contexts of ``accepted`` (id → transfer syntax), PDU header included."""
     results = b"".join(
-        _item(
+        item(
             0x21,
             bytes([number, 0, 0 if number in accepted else _REFUSED_SYNTAXES, 0])
-            + _item(
+            + item(
                 0x40, accepted.get(number, context.transfer_syntaxes[0] if context.transfer_syntaxes else "").encode()
             ),
         )
@@ -171,15 +172,15 @@ def rejection(result: int, source: int, reason: int) -> bytes:
 
 def _pdu(kind: int, called: str, calling: str, contexts: bytes, largest_pdu: int) -> bytes:
     user = (
-        _item(0x51, struct.pack(">L", largest_pdu))
-        + _item(0x52, IMPLEMENTATION_CLASS_UID.encode())
-        + _item(0x55, IMPLEMENTATION_VERSION_NAME.encode())
+        item(0x51, struct.pack(">L", largest_pdu))
+        + item(0x52, IMPLEMENTATION_CLASS_UID.encode())
+        + item(0x55, IMPLEMENTATION_VERSION_NAME.encode())
     )
     body = (
         _FIXED.pack(1, 0, _padded(called), _padded(calling), bytes(32))
-        + _item(0x10, APPLICATION_CONTEXT.encode())
+        + item(0x10, APPLICATION_CONTEXT.encode())
         + contexts
-        + _item(0x50, user)
+        + item(0x50, user)
     )
     return upper_layer.pdu_header(kind, len(body)) + body
 
@@ -188,7 +189,8 @@ def _padded(title: str) -> bytes:
     return title[:16].ljust(16).encode("ascii", "replace")
 
 
-def _item(kind: int, body: bytes) -> bytes:
+def item(kind: int, body: bytes | memoryview) -> bytes:
+    """An item of a PDU, or a sub-item of an item. Source: PS3.8 9.3.2"""
     return _ITEM.pack(kind, 0, len(body)) + body
 
 

@@ -94,6 +94,9 @@ def _cleaning_up(association: Association, run: Callable[[], Any], ended: Callab
     def wrapped() -> None:
         try:
             run()
+        except Exception:  # the boundary of the association: it ends, the node goes on
+            log.exception("association-broke", calling_ae_title=association.requestor.ae_title)
+            association.abort()
         finally:
             connection.close()
             _forget_half_received(association)

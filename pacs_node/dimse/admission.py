@@ -17,6 +17,7 @@ from pacs_node.config import config
 from pacs_node.dimse.connections import healthy_connection
 from pacs_node.dimse.negotiation import narrow, rules_for
 from standards import charset_detection, charsets
+from standards.association import APPLICATION_CONTEXT
 from standards.errors import PermanentError
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,7 @@ UNKNOWN_CALLED: Final = "the called AE title is not the one of this node"
 # (result, source, diagnostic) of A-ASSOCIATE-RJ. Source: PS3.8 9.3.4
 _CALLING_NOT_RECOGNISED: Final = (0x01, 0x01, 0x03)
 _CALLED_NOT_RECOGNISED: Final = (0x01, 0x01, 0x07)
+_APPLICATION_CONTEXT_NOT_SUPPORTED: Final = (0x01, 0x01, 0x02)
 _TEMPORARY_CONGESTION: Final = (0x02, 0x03, 0x01)
 
 
@@ -90,7 +92,11 @@ def on_requested(event: evt.Event) -> None:
     address = str(association.requestor.address or "")
     try:
         healthy_connection()
-        rejection = _admit(association, calling, called, address)
+        if str(request.application_context_name) == APPLICATION_CONTEXT:
+            rejection = _admit(association, calling, called, address)
+        else:
+            log.warning("association-refused", calling_ae_title=calling, address=address, reason="application context")
+            rejection = _APPLICATION_CONTEXT_NOT_SUPPORTED
     except DatabaseError:
         log.exception("admission-failed", calling_ae_title=calling, address=address)
         rejection = _TEMPORARY_CONGESTION

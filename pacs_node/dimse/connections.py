@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import structlog
 from django.db import connection
-from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.transport import AssociationSocket
 
+from pacs_node.dimse import association_requests
 from standards import upper_layer
 from standards.errors import PermanentError
 from standards.uids import MAX_LENGTH
@@ -111,10 +111,15 @@ class PeerSocket(AssociationSocket):
         """``nr_bytes`` bytes, or fewer when the peer closed. Raises OSError, which ends the association."""
         if self.socket is None:
             raise OSError("the connection is closed")
+        request: bytearray | None = self.__dict__.pop("_request", None)
+        if request is not None:
+            return request
         data = self._read(nr_bytes)
         if len(data) == nr_bytes:
             try:
                 self._check(data)
+                if self.__dict__.get("_announced") == upper_layer.ASSOCIATE_RQ:
+                    return self._read_request(data)
             except PermanentError as error:
                 self._refuse(error)
                 raise OSError(str(error)) from error
@@ -149,12 +154,20 @@ class PeerSocket(AssociationSocket):
             kind, length = struct.unpack(">BxL", data)
             upper_layer.check_header(kind, length, LARGEST_PDU_BYTES, _EXPECTED.get(self._state, _ANY))
             self._announced = kind
-        elif kind == upper_layer.ASSOCIATE_RQ:
-            _check_request(data)
         elif kind == upper_layer.P_DATA_TF and self._state == "Sta6":
             if "_messages" not in self.__dict__:
                 self._messages = Messages(frozenset(context.context_id for context in self.assoc.accepted_contexts))
             self._messages.check(data)
+
+    def _read_request(self, header: bytearray) -> bytearray:
+        """Read the rest of an A-ASSOCIATE-RQ too: what pynetdicom is given next may be shorter than what came."""
+        del self._announced
+        (length,) = struct.unpack(">2xL", header)
+        self._request = self._read(length)
+        if len(self._request) < length:
+            return header
+        self._request = association_requests.readable(self._request)
+        return bytearray(upper_layer.pdu_header(upper_layer.ASSOCIATE_RQ, len(self._request)))
 
     def _refuse(self, error: PermanentError) -> None:
         log.warning(
@@ -170,19 +183,3 @@ class PeerSocket(AssociationSocket):
             with contextlib.suppress(OSError):
                 self.socket.sendall(upper_layer.abort(source, reason))
             drain(self.socket)
-
-
-def _check_request(data: bytearray) -> None:
-    """Whether pynetdicom can read an A-ASSOCIATE-RQ. Raises: PermanentError("invalid-pdu")."""
-    header = upper_layer.pdu_header(upper_layer.ASSOCIATE_RQ, len(data))
-    try:
-        request = A_ASSOCIATE_RQ()
-        request.decode(header + bytes(data))
-        primitive = request.to_primitive()
-        complete = bool(primitive.application_context_name) and request.user_information is not None
-    except Exception as error:  # whatever its decoder trips over
-        raise PermanentError(
-            "invalid-pdu", f"an A-ASSOCIATE-RQ that cannot be read ({type(error).__name__})"
-        ) from error
-    if not complete:
-        raise PermanentError("invalid-pdu", "an A-ASSOCIATE-RQ without what it must have")

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from deploy.processes import wait_until
 from standards import upper_layer
+from standards.association import item
 from standards.sop_classes import STORAGE_COMMITMENT_PUSH_MODEL
 from tests.factories.dicom import compressed
-from tests.node.conftest import NodeProcess
+from tests.node.conftest import AE_TITLE, NodeProcess
 from tests.node.hostile_peers import (
     BOTH,
     explicit,
@@ -135,6 +137,60 @@ def test_a_wrong_pdu_before_an_association_is_answered_with_an_abort(node_proces
 REQUEST = association_request([(CT, EXPLICIT)])
 
 
+def requested(
+    *,
+    version: int = 1,
+    pad: bytes = b" ",
+    application: bytes = b"1.2.840.10008.3.1.1.1",
+    items: bytes = b"",
+    contexts: bytes = item(0x20, bytes([1, 0, 0, 0]) + item(0x30, CT.encode()) + item(0x40, EXPLICIT.encode())),
+    user: bytes = b"",
+) -> bytes:
+    """An A-ASSOCIATE-RQ in a form that the standard allows, or that devices use all the same."""
+    titles = AE_TITLE.encode().ljust(16, pad) + b"MODALITY".ljust(16, pad)
+    body = struct.pack(">H2x", version) + titles + bytes(32) + item(0x10, application) + items + contexts
+    body += item(0x50, item(0x51, struct.pack(">L", 1 << 16)) + item(0x52, b"2.25.1") + user)
+    return _pdu(upper_layer.ASSOCIATE_RQ, len(body), body)
+
+
+@pytest.mark.parametrize(
+    "request_pdu",
+    [
+        requested(version=3),
+        requested(pad=b"\0"),
+        requested(items=item(0x77, b"of a later standard")),
+        requested(user=item(0x5F, b"of a later standard")),
+        requested(user=item(0x55, b"A NAME OF MORE THAN 16")),
+    ],
+    ids=["a later version too", "titles padded by NUL", "an unknown item", "an unknown user item", "a long name"],
+)
+def test_a_request_in_an_odd_form_is_accepted_and_served(node_process: NodeProcess, request_pdu: bytes) -> None:
+    association = RawAssociation(node_process, [(CT, EXPLICIT)])
+    with contextlib.closing(connect(node_process)) as association.plain:
+        association.plain.sendall(request_pdu)
+        answer = association.pdu()
+        assert answer is not None
+        assert answer[0] == upper_layer.ASSOCIATE_AC
+        image = made()
+        assert association.store(CT, image.SOPInstanceUID, explicit(image))["Status"] == 0
+        association.release()
+
+
+@pytest.mark.parametrize(
+    ("request_pdu", "refusal"),
+    [(requested(application=b"1.2.3"), (1, 1, 2)), (requested(version=2), (1, 2, 2))],
+    ids=["another application context", "another version"],
+)
+def test_a_request_of_another_protocol_is_rejected(
+    node_process: NodeProcess, request_pdu: bytes, refusal: tuple[int, int, int]
+) -> None:
+    with connect(node_process) as plain:
+        plain.sendall(request_pdu)
+        answer = upper_layer.read_pdu(plain, 1 << 16, time.monotonic() + 60)
+    assert answer is not None
+    assert (answer[0], *answer[1][1:4]) == (upper_layer.ASSOCIATE_RJ, *refusal)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -143,8 +199,9 @@ REQUEST = association_request([(CT, EXPLICIT)])
         _pdu(1, 200, b"\xff" * 200),
         _pdu(1, 68, REQUEST[6:74]),
         REQUEST[:74] + b"\x10\0\xff\xff" + REQUEST[78:],
+        requested(contexts=item(0x20, bytes([1, 0, 0, 0]) + item(0x30, CT.encode()))),
     ],
-    ids=["0 bytes", "4 GB", "rubbish", "no items", "an item longer than it"],
+    ids=["0 bytes", "4 GB", "rubbish", "no items", "an item longer than it", "a context without syntaxes"],
 )
 def test_a_request_for_an_association_that_is_none_ends_the_connection(node_process: NodeProcess, wrong: bytes) -> None:
     with logged(node_process) as log, connect(node_process) as plain:
