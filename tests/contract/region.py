@@ -197,7 +197,7 @@ class Region:
             configuration = json.loads(str(node.query("SELECT configuration FROM gateway_joinstate")[0][0]))
             return bool(configuration.get("version") == self.version)
 
-        wait_until(has_it, 120, f"{node.name} has version {self.version} of its configuration")
+        wait_until(has_it, 240, f"{node.name} has version {self.version} of its configuration")
 
     def prepare(self, *nodes: tuple[str, str, str]) -> dict[str, str]:
         """Register a site and a node for each ``(site, kind of node, name)``; a one-time code for each name."""

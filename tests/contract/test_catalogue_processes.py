@@ -171,7 +171,7 @@ def test_when_a_holder_is_down_the_other_one_answers_and_nobody_notices(setup: S
     assert (nobody.status_code, nobody.json()["code"]) == (503, "holder-unreachable")
     assert {holder["node"] for holder in nobody.json()["holders"]} == {"archive", "clinic"}
     setup.region.start_pacs(setup.archive)
-    wait_until(lambda: setup.metadata(uid).status_code == 200, 120, "the archive is asked again")
+    wait_until(lambda: setup.metadata(uid).status_code == 200, 240, "the archive is asked again")
 
 
 def test_a_node_that_was_away_sends_what_was_asked_for_meanwhile(setup: Setup, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_forged_receipt_is_never_believed(setup: Setup, tmp_path: Path) -> Non
     setup.middle.behaviour = forge
     study, uids = make_series(3, tmp_path)
     setup.region.take_in(setup.clinic, tmp_path)
-    wait_until(lambda: sum(p.uid in uids for p in setup.middle.passages) >= 5, 120, "five forged receipts")
+    wait_until(lambda: sum(p.uid in uids for p in setup.middle.passages) >= 5, 240, "five forged receipts")
     rows = setup.deliveries(study)
     assert [row[1] for row in rows] == ["waiting"] * 3
     assert any("receipt-forged" in str(row[3]) for row in rows)
@@ -157,7 +157,7 @@ def test_a_file_that_rotted_on_the_clinics_disk_is_named_and_never_sent(setup: S
     def settled() -> bool:
         return sorted(str(row[1]) for row in setup.deliveries(study)) == ["failed", "receipted"]
 
-    wait_until(settled, 120, "one failed and one receipted")
+    wait_until(settled, 240, "one failed and one receipted")
     errors = {row[0]: str(row[3]) for row in setup.deliveries(study)}
     assert errors[uids[0]].startswith("source-damaged")
     assert uids[0] not in setup.archive.held()
@@ -186,7 +186,7 @@ def test_an_urgent_study_overtakes_what_waits(setup: Setup, tmp_path: Path) -> N
             == [(0,)] * 3
         )
 
-    wait_until(is_urgent, 120, "the command arrived")
+    wait_until(is_urgent, 240, "the command arrived")
     setup.clinic.write("UPDATE gateway_delivery SET next_attempt_at = '2026-01-01 00:00:00' WHERE status = 'waiting'")
     setup.middle.behaviour = honest
     setup.wait_for_receipts(routine, 30)
@@ -215,11 +215,11 @@ def test_a_node_with_zero_retention_lets_go_of_what_is_safe_and_of_nothing_else(
     setup.region.take_in(node, tmp_path)
     sent = {uid: dataset for uid, (dataset, _) in node.held().items()}
     node.gateway.start()
-    wait_until(lambda: set(node.held()) == {stubborn}, 120, "three of four are released")
+    wait_until(lambda: set(node.held()) == {stubborn}, 240, "three of four are released")
     setup.middle.behaviour = honest
-    wait_until(lambda: node.held() == {}, 120, "all are released")
+    wait_until(lambda: node.held() == {}, 240, "all are released")
     # The index lets go first, so that no crash leaves a row without its file; the files follow.
-    wait_until(lambda: not list((node.directory / "storage").rglob("*.dcm")), 30, "their files are gone")
+    wait_until(lambda: not list((node.directory / "storage").rglob("*.dcm")), 240, "their files are gone")
     at_archive = setup.archive.held()
     assert {uid: at_archive[uid][0] for uid in uids} == sent
     assert all(len(at_archive[uid][1]) == 64 for uid in uids)

@@ -163,7 +163,7 @@ def test_after_kill_9_of_both_ends_only_what_had_not_arrived_is_sent(setup: Mirr
     setup.middle.behaviour = cut_in_the_middle
     study, uid, count = make_large(tmp_path, side=5500)
     setup.region.take_in(setup.clinic, tmp_path)
-    wait_until(is_cut.is_set, 120, "the line is cut")
+    wait_until(is_cut.is_set, 240, "the line is cut")
     setup.clinic.gateway.kill()
     setup.archive.pacs.kill()
     wait_until(lambda: not any(p.uid == uid and p.index is None for p in setup.middle.passages[-1:]), 10, "quiet")
@@ -223,17 +223,17 @@ def test_what_a_rule_holds_says_why_and_goes_when_it_is_asked_for(setup: Mirror,
     try:
         study, _ = make_series(4, tmp_path)
         setup.region.take_in(setup.clinic, tmp_path)
-        wait_until(lambda: setup.rows(study) == [("waiting", "on-demand", "")] * 4, 60, "held")
+        wait_until(lambda: setup.rows(study) == [("waiting", "on-demand", "")] * 4, 240, "held")
 
         def centre_knows() -> bool:
             held = setup.told(study).get("held")
             return bool(held) and (held[0]["reason"], held[0]["instances"]) == ("on-demand", 4)  # type: ignore[index]
 
-        wait_until(centre_knows, 60, "the centre knows why")
+        wait_until(centre_knows, 240, "the centre knows why")
         assert not [p for p in setup.middle.passages if p.uid in setup.clinic.held() and p.uid in study]
         setup.region.send("clinic", {"type": "study.send", "study_instance_uid": study, "priority": 10})
         setup.wait(study, 4)
-        wait_until(lambda: setup.told(study).get("proofs") == {"receipt": 4}, 60, "the centre knows the proofs")
+        wait_until(lambda: setup.told(study).get("proofs") == {"receipt": 4}, 240, "the centre knows the proofs")
     finally:
         setup.configure()
 
@@ -244,7 +244,7 @@ def test_other_rules_decide_again_what_waits(setup: Mirror, tmp_path: Path) -> N
         study, _ = make_series(3, tmp_path)
         setup.region.send("clinic", {"type": "study.send", "study_instance_uid": study, "priority": 0})
         setup.region.take_in(setup.clinic, tmp_path)
-        wait_until(lambda: setup.rows(study) == [("waiting", "checkpoint", "")] * 3, 60, "held for a network")
+        wait_until(lambda: setup.rows(study) == [("waiting", "checkpoint", "")] * 3, 240, "held for a network")
     finally:
         setup.configure()
     setup.wait(study, 3)
@@ -256,7 +256,7 @@ def test_an_hour_of_nothing_holds_routine_and_lets_urgent_go_and_a_cap_lets_both
     setup.configure(rates=[{"since": "00:00", "until": "00:00", "kilobits_per_second": 0}])
     try:
         setup.region.take_in(setup.clinic, tmp_path / "routine")
-        wait_until(lambda: setup.rows(routine) == [("waiting", "rate", "")] * 3, 120, "held for an hour with a rate")
+        wait_until(lambda: setup.rows(routine) == [("waiting", "rate", "")] * 3, 240, "held for an hour with a rate")
         held = "SELECT held_until IS NOT NULL FROM gateway_delivery WHERE study_instance_uid = ? AND destination = ?"
         assert setup.clinic.query(held, routine, "archive") == [(1,)] * 3, "and it says until when"
         setup.region.send("clinic", {"type": "study.send", "study_instance_uid": urgent, "priority": 0})
@@ -277,7 +277,7 @@ def test_what_a_rule_keeps_for_the_night_goes_when_night_comes(setup: Mirror, tm
     setup.configure(rules=night, night_since=later, night_until=soon)
     try:
         setup.region.take_in(setup.clinic, tmp_path)
-        wait_until(lambda: setup.rows(study) == [("waiting", "night", "")] * 3, 120, "held for the night")
+        wait_until(lambda: setup.rows(study) == [("waiting", "night", "")] * 3, 240, "held for the night")
         setup.configure(rules=night, night_since=soon, night_until=later)
         setup.wait(study, 3)
     finally:
@@ -288,9 +288,9 @@ def test_a_person_holds_a_study_and_gives_it_back(setup: Mirror, tmp_path: Path)
     study, _ = make_series(2, tmp_path)
     setup.region.send("clinic", {"type": "delivery.hold", "study_instance_uid": study})
     seq = "SELECT count(*) FROM gateway_studypriority WHERE study_instance_uid = ? AND is_held"
-    wait_until(lambda: setup.clinic.query(seq, study) == [(1,)], 60, "the command came")
+    wait_until(lambda: setup.clinic.query(seq, study) == [(1,)], 240, "the command came")
     setup.region.take_in(setup.clinic, tmp_path)
-    wait_until(lambda: setup.rows(study) == [("waiting", "held", "")] * 2, 60, "held by a person")
+    wait_until(lambda: setup.rows(study) == [("waiting", "held", "")] * 2, 240, "held by a person")
     setup.region.send("clinic", {"type": "delivery.hold", "study_instance_uid": study, "action": "rule"})
     setup.wait(study, 2)
 
@@ -299,8 +299,8 @@ def test_a_failed_study_is_tried_again_when_the_centre_says_so(setup: Mirror, tm
     study, uids = make_series(1, tmp_path)
     setup.middle.behaviour = lambda passage: Answer(422, b'{"code": "refused-once", "title": "no"}')
     setup.region.take_in(setup.clinic, tmp_path)
-    wait_until(lambda: [row[0] for row in setup.rows(study)] == ["failed"], 60, "failed")
-    wait_until(lambda: setup.told(study).get("errors") == {"refused-once": 1}, 60, "the centre knows why")
+    wait_until(lambda: [row[0] for row in setup.rows(study)] == ["failed"], 240, "failed")
+    wait_until(lambda: setup.told(study).get("errors") == {"refused-once": 1}, 240, "the centre knows why")
     setup.middle.behaviour = honest
     setup.region.send("clinic", {"type": "delivery.retry", "destination": "archive"})
     setup.wait(study, 1)
@@ -341,7 +341,7 @@ def test_a_dead_destination_does_not_slow_another(setup: Mirror, tmp_path: Path)
         directory = json.loads(str(setup.clinic.query("SELECT directory FROM gateway_joinstate")[0][0]))
         return sorted(directory["mirror_to"]) == ["archive", "second"]
 
-    wait_until(knows, 60, "the clinic knows of two archives")
+    wait_until(knows, 240, "the clinic knows of two archives")
     study, uids = make_series(20, tmp_path)
     setup.region.take_in(setup.clinic, tmp_path)
     setup.wait(study, 20)
@@ -364,4 +364,4 @@ def _wait_for_status(setup: Mirror, second: NodeUnderTest) -> None:
         queues = {queue["destination"]: queue for queue in status.get("queues", [])}  # type: ignore[attr-defined]
         return "unreachable" in queues.get(second.name, {}).get("trouble", "")
 
-    wait_until(told, 60, "the heartbeat says what is wrong with the second archive")
+    wait_until(told, 240, "the heartbeat says what is wrong with the second archive")
