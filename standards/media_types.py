@@ -14,6 +14,11 @@ DICOM: Final = "application/dicom"
 DICOM_JSON: Final = "application/dicom+json"
 OCTET_STREAM: Final = "application/octet-stream"
 MULTIPART_RELATED: Final = "multipart/related"
+_NATIVE_LITTLE: Final = (
+    transfer_syntaxes.IMPLICIT_VR_LITTLE_ENDIAN,
+    transfer_syntaxes.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    transfer_syntaxes.ENCAPSULATED_UNCOMPRESSED,
+)
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MEDIA = re.compile(rf"\s*({_NAME})/({_NAME})\s*")
@@ -141,7 +146,13 @@ def _excluded(accept: str, offer: Offer) -> bool:
 
 
 def frame_offers(stored_syntax: str, decodable: bool) -> list[Offer]:
-    """How a frame can be given: as stored, and where it can be decoded also as native little-endian bytes."""
+    """How a frame can be given: as stored, and where it can be decoded also as native little-endian bytes.
+
+    What is native little-endian already is called Explicit VR Little Endian: no other is used in web services.
+    Source: PS3.18 8.7.3
+    """
+    if stored_syntax in _NATIVE_LITTLE:
+        stored_syntax = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
     stored = Offer(transfer_syntaxes.frame_media_type(stored_syntax), stored_syntax, multipart=True, stored=True)
     offers = [stored]
     if stored.type != OCTET_STREAM:

@@ -26,7 +26,14 @@ from standards.part10 import Header, open_plain, read_header, text
 from standards.pixels import Frame, decode_with_colour_space, lowered, stored_values
 from standards.viewports import Viewport, fitted
 
-_FORMATS: Final = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
+_FORMATS: Final = {
+    "image/jpeg": "JPEG",
+    "image/png": "PNG",
+    "image/gif": "GIF",
+    "image/jp2": "JPEG2000",
+    "image/webp": "WEBP",
+}
+_WITH_QUALITY: Final = ("image/jpeg", "image/webp")
 MEDIA_TYPES: Final = tuple(_FORMATS)
 _MOST_OVERLAY: Final = 64 << 20
 _FUNCTIONS: Final = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -105,7 +112,7 @@ def render_stored(
     size = Viewport(*viewport, enlarge=False) if isinstance(viewport, tuple) else viewport
     picture = fitted(Image.fromarray(shown), _aspect(header.dataset, frame), size)
     output = io.BytesIO()
-    options: dict[str, Any] = {} if media_type == "image/png" else {"quality": max(1, min(100, quality))}
+    options: dict[str, Any] = {"quality": max(1, min(100, quality))} if media_type in _WITH_QUALITY else {}
     picture.save(output, _FORMATS[media_type], **options)
     return output.getvalue()
 

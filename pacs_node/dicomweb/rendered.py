@@ -2,13 +2,16 @@
 
 import re
 import threading
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Final
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+import structlog
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.views.decorators.http import require_safe
 
 from pacs_node.dicomweb.permissions import Reach, guarded
-from pacs_node.dicomweb.qido import accepted
+from pacs_node.dicomweb.qido import accepted, service_root
 from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     REVALIDATE,
@@ -17,6 +20,7 @@ from pacs_node.dicomweb.retrieval import (
     existing,
     header_of,
     not_modified,
+    path_of,
     plain_of,
     plain_source,
     table_of,
@@ -27,11 +31,14 @@ from pacs_node.study_index.models import Instance
 from standards import transfer_syntaxes
 from standards.errors import PermanentError
 from standards.frames import read_from_table
-from standards.media_types import Offer, negotiate
+from standards.media_types import Offer, content_type, negotiate
+from standards.multipart import OutgoingPart, encode_related, new_boundary
 from standards.part10 import text
 from standards.render import MEDIA_TYPES, Window, render_stored
 from standards.transfer_syntaxes import frame_media_type
 from standards.viewports import Viewport
+
+log = structlog.get_logger()
 
 THUMBNAIL: Final = Viewport(128, 128, enlarge=False)
 _TO_THE_EDGE: Final = 1e9
@@ -39,6 +46,7 @@ _DOCUMENT: Final = 0x00420011
 # A picture of a large image costs up to a hundred megabytes while it is made, and all threads share two processors.
 _RENDERERS: Final = threading.BoundedSemaphore(2)
 _OFFERS: Final = [Offer(kind) for kind in MEDIA_TYPES]
+_PARTS: Final = [Offer(kind, multipart=True) for kind in MEDIA_TYPES]
 _FUNCTIONS: Final = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
 
 
@@ -90,14 +98,70 @@ def _quality(request: HttpRequest) -> int:
     return int(value)
 
 
-def _picture(
-    request: HttpRequest, instance: Instance, frame: int, cache: str, viewport: Viewport | None = None
+Shown = tuple[Instance, int]
+"""An image and one of its frames, from 0."""
+
+
+def _pictures(
+    request: HttpRequest, one: Shown | None, every: Callable[[], list[Shown]], cache: str, size: Viewport | None = None
 ) -> HttpResponseBase:
-    offer = negotiate(accepted(request), _OFFERS)
+    """One picture, or all as parts for who wants them so or where ``one`` cannot stand for them."""
+    offer = negotiate(accepted(request), [*_OFFERS, *_PARTS] if one else _PARTS)
     if offer is None:
-        raise PermanentError("not-acceptable", f"Pictures here are {', '.join(MEDIA_TYPES)}.")
-    size, window, quality = _viewport(request, viewport), _window(request), _quality(request)
-    return picture(request, instance, frame, cache, offer.type, size, window, quality)
+        parts = "" if one else "parts of "
+        raise PermanentError("not-acceptable", f"Pictures here are {parts}{', '.join(MEDIA_TYPES)}.")
+    size, window, quality = _viewport(request, size), _window(request), _quality(request)
+    if one and not offer.multipart:
+        return picture(request, *one, cache, offer.type, size, window, quality)
+    shown = every()
+    etag = etag_of(
+        [instance for instance, _ in shown], "pictures", [frame for _, frame in shown], offer, size, window, quality
+    )
+    if answer := not_modified(request, etag, cache):
+        return answer
+    root, boundary = service_root(request), new_boundary()
+    made = _made_parts(root, shown, offer.type, size, window, quality)
+    first = next(made)  # what cannot be shown at all still has a status to say so
+    body = encode_related(chain([first], made), boundary)
+    return cached(StreamingHttpResponse(body, content_type=content_type(offer, boundary)), etag, cache)
+
+
+def _made_parts(
+    root: str, shown: list[Shown], kind: str, size: Viewport | None, window: Window | None, quality: int
+) -> Iterator[OutgoingPart]:
+    """One picture that cannot be made never stops the rest. Raises: PermanentError when none can."""
+    failed: PermanentError | None = None
+    given = False
+    for instance, frame in shown:
+        try:
+            content = _made(instance, frame, kind, size, window, quality)
+        except PermanentError as error:
+            log.warning("dicomweb.not_rendered", instance=instance.pk, frame=frame, code=error.code)
+            failed = error
+            continue
+        given = True
+        place = f"{root}{path_of(instance)}/frames/{frame + 1}/rendered"
+        yield OutgoingPart({"Content-Type": kind, "Content-Location": place}, content)
+    if failed is not None and not given:
+        raise failed
+
+
+def _made(
+    instance: Instance, frame: int, kind: str, size: Viewport | None, window: Window | None, quality: int
+) -> bytes:
+    header = header_of(instance)
+    with _RENDERERS, plain_of(instance, header) as plain:
+        stored = read_from_table(plain, table_of(instance, header), frame)
+        return render_stored(
+            stored,
+            header,
+            frame,
+            plain=plain,
+            window=window,
+            viewport=size,
+            quality=quality,
+            media_type=kind,
+        )
 
 
 def picture(
@@ -114,19 +178,7 @@ def picture(
     etag = etag_of([instance], "picture", frame, media_type, viewport, window, quality)
     if answer := not_modified(request, etag, cache):
         return answer
-    header = header_of(instance)
-    with _RENDERERS, plain_of(instance, header) as plain:
-        stored = read_from_table(plain, table_of(instance, header), frame)
-        content = render_stored(
-            stored,
-            header,
-            frame,
-            plain=plain,
-            window=window,
-            viewport=viewport,
-            quality=quality,
-            media_type=media_type,
-        )
+    content = _made(instance, frame, media_type, viewport, window, quality)
     return cached(HttpResponse(content, content_type=media_type), etag, cache)
 
 
@@ -156,9 +208,8 @@ def document(request: HttpRequest, instance: Instance, asked: str | None) -> Htt
     return cached(ranged(request, Segments(body), kind, etag), etag, IMMUTABLE)
 
 
-def _representative(reach: Reach, at: dict[str, str]) -> tuple[Instance, int]:
-    """The middle image of the first series below that has images, and its middle frame."""
-    images = [instance for instance in existing(reach, **at) if instance.rows]
+def _representative(images: list[Instance]) -> Shown:
+    """The middle image of the first series that has images, and its middle frame."""
     if not images:
         raise PermanentError("no-pixel-data", "There is no image here.")
     first = [instance for instance in images if instance.series_id == images[0].series_id]
@@ -169,29 +220,36 @@ def _representative(reach: Reach, at: dict[str, str]) -> tuple[Instance, int]:
 @require_safe
 @guarded("read")
 def rendered(request: HttpRequest, reach: Reach, **at: str) -> HttpResponseBase:
-    """A picture of an instance's first frame, or of what represents a series or a study."""
-    if "instance" in at:
-        instance = existing(reach, **at)[0]
-        return document(request, instance, accepted(request)) or _picture(request, instance, 0, IMMUTABLE)
-    return _picture(request, *_representative(reach, at), REVALIDATE)
+    """A picture of an instance's first frame, or of what represents a series or a study; as parts, all frames below."""
+    found = existing(reach, **at)
+    if "instance" in at and (answer := document(request, found[0], accepted(request))):
+        return answer
+    images = [instance for instance in found if instance.rows]
+    one, cache = ((found[0], 0), IMMUTABLE) if "instance" in at else (_representative(images), REVALIDATE)
+    return _pictures(request, one, lambda: _frames_of(images), cache)
+
+
+def _frames_of(images: list[Instance]) -> list[Shown]:
+    if not images:
+        raise PermanentError("no-pixel-data", "There is no image here.")
+    return [(instance, frame) for instance in images for frame in range(instance.number_of_frames or 1)]
 
 
 @require_safe
 @guarded("read")
 def rendered_frame(request: HttpRequest, reach: Reach, frames: str, **at: str) -> HttpResponseBase:
-    """A picture of one frame."""
+    """A picture of one frame; of several, as parts."""
     instance = existing(reach, **at)[0]
-    wanted = frame_numbers(frames, instance.number_of_frames)
-    if len(wanted) != 1:
-        raise PermanentError("not-acceptable", "One picture an answer: ask for one frame.")
-    return _picture(request, instance, wanted[0], IMMUTABLE)
+    shown = [(instance, frame) for frame in frame_numbers(frames, instance.number_of_frames)]
+    return _pictures(request, shown[0] if len(shown) == 1 else None, lambda: shown, IMMUTABLE)
 
 
 @require_safe
 @guarded("read")
 def thumbnail(request: HttpRequest, reach: Reach, frames: str = "", **at: str) -> HttpResponseBase:
     """A small picture of what represents the study, series, instance or frame."""
-    instance, frame = _representative(reach, at)
+    instance, frame = _representative([instance for instance in existing(reach, **at) if instance.rows])
     if frames:
         frame = frame_numbers(frames, instance.number_of_frames)[0]
-    return _picture(request, instance, frame, IMMUTABLE if "instance" in at else REVALIDATE, THUMBNAIL)
+    cache = IMMUTABLE if "instance" in at else REVALIDATE
+    return _pictures(request, (instance, frame), lambda: [(instance, frame)], cache, THUMBNAIL)

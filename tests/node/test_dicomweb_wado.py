@@ -16,6 +16,7 @@ from pacs_node.study_index.actions import ingest
 from pacs_node.study_index.models import Instance
 from standards.errors import RegisError
 from standards.uids import new_uid
+from tests.factories.dicom import ct_instance, part10
 from tests.node.dicomweb_node import Centre, body, ct_slice, join, parts, place, take_in
 
 pytestmark = pytest.mark.django_db
@@ -170,6 +171,57 @@ def test_pictures_have_the_size_and_window_that_were_asked_for(get: Any) -> None
     assert set(np.unique(narrow)) <= {0, 127, 128, 255}
     study = place(instance).split("/series")[0]
     assert Image.open(io.BytesIO(body(get(f"{study}/thumbnail")))).format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("image/gif", "GIF"), ("image/jp2", "JPEG2000"), ("image/png", "PNG"), ("image/webp", "WEBP")]
+)
+def test_pictures_come_in_what_the_standard_names(get: Any, kind: str, name: str) -> None:
+    response = get(f"{place(take_in(ct_slice(new_uid(), new_uid())).instance)}/rendered", kind)
+    assert (response["Content-Type"], Image.open(io.BytesIO(body(response))).format) == (kind, name)
+
+
+def test_pictures_of_several_frames_come_as_parts(get: Any) -> None:
+    study, series = new_uid(), new_uid()
+    loop = take_in(ct_slice(study, series, frames=3)).instance
+    single = take_in(ct_slice(study, series, number=2)).instance
+    related = 'multipart/related; type="image/png"'
+
+    def shown(response: Any) -> list[tuple[int, int]]:
+        assert response["Content-Type"].startswith(related)
+        pictures = [Image.open(io.BytesIO(content)) for kind, content in parts(response) if kind == "image/png"]
+        return [picture.size for picture in pictures]
+
+    assert shown(get(f"{place(loop)}/frames/3,1/rendered?viewport=4,4", related)) == [(4, 4)] * 2
+    assert shown(get(f"{place(loop)}/rendered", related)) == [(16, 16)] * 3
+    assert shown(get(f"{place(single)}/frames/1/rendered", related)) == [(16, 16)]
+    assert len(shown(get(f"studies/{study}/rendered", related))) == 4
+    several = get(f"{place(loop)}/frames/1,2/rendered")
+    assert [kind for kind, _ in parts(several)] == ["image/jpeg"] * 2
+    assert get(f"{place(loop)}/frames/1,2/rendered", "image/jpeg").status_code == 406
+    again = get(f"{place(loop)}/frames/1,2/rendered", **{"If-None-Match": several["ETag"]})
+    assert (again.status_code, body(again)) == (304, b"")
+
+
+def test_a_region_outside_of_the_image_is_a_wrong_parameter(get: Any) -> None:
+    address = f"{place(take_in(ct_slice(new_uid(), new_uid())).instance)}/rendered"
+    response = get(f"{address}?viewport=8,8,16,0,4,4")
+    assert (response.status_code, response.json()["code"]) == (400, "invalid-parameter")
+    assert get(f"{address}?viewport=8,8,-4,-4,8,8").status_code == 200
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99"])
+def test_frames_that_lie_native_are_called_explicit_little_endian(get: Any, syntax: str) -> None:
+    dataset = ct_instance()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    pixels = dataset.PixelData
+    address = f"{place(take_in(part10(dataset)).instance)}/frames/1"
+    for accept in ("", OHIF_FRAMES, OHIF_FRAMES.partition("; transfer")[0]):
+        response = get(address, accept)
+        assert "transfer-syntax=1.2.840.10008.1.2.1;" in response["Content-Type"]
+        ((kind, content),) = parts(response)
+        assert kind == "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+        assert content == pixels
 
 
 def _taken(folder: Path) -> list[Instance]:
