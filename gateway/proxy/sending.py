@@ -176,6 +176,7 @@ def data_fragments(context_id: int, pieces: Iterable[Data], largest_pdu: int) ->
             view = view[len(taken) :]
             sent += len(taken)
             if len(waiting) == step or sent == total:
+                waiting += bytes(len(waiting) % 2)  # fragments have an even length
                 wire += upper_layer.pdv_header(context_id, len(waiting), is_command=False, is_last=sent == total)
                 wire += waiting
                 waiting.clear()

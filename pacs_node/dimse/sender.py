@@ -190,7 +190,8 @@ def _send_dataset(
     start: int,
     is_cancelled: Callable[[], bool] | None,
 ) -> None:
-    """The command, and the file from ``start`` on."""
+    """The command, and the file from ``start`` on. Fragments have an even length, so an odd data set, as deflated ones
+    in files may be, is padded by a zero. Source: PS3.5 A.5, PS3.8 9.3.1"""
     end = file.seek(0, io.SEEK_END)
     step = upper_layer.fragment_bytes(channel.largest_pdu, _BUFFER_BYTES)
     if channel.can_send_files and step >= _WORTH_A_CALL_BYTES and end > start:
@@ -213,8 +214,10 @@ def _send_file(
     for position in range(start, end, step):
         length = min(step, end - position)
         is_last = position + length == end
-        head = upper_layer.pdv_header(context_id, length, is_command=False, is_last=is_last)
+        head = upper_layer.pdv_header(context_id, length + length % 2, is_command=False, is_last=is_last)
         channel.send_from_file(before + head, descriptor, position, length)
+        if length % 2:
+            channel.send_bytes([b"\0"])
         before = b""
         if is_cancelled is not None and position - looked >= _LOOK_UP_EVERY_BYTES:
             looked = position
@@ -249,8 +252,9 @@ def _send_copied(
         for at in range(0, max(wanted, 1), step):
             piece = view[at : min(at + step, wanted)]
             is_last = position + at + len(piece) == end
-            pieces.append(upper_layer.pdv_header(context_id, len(piece), is_command=False, is_last=is_last))
-            pieces.append(piece)
+            padding = bytes(len(piece) % 2)
+            length = len(piece) + len(padding)
+            pieces += [upper_layer.pdv_header(context_id, length, is_command=False, is_last=is_last), piece, padding]
         channel.send_bytes(pieces)
         pieces = []
         position += wanted

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pydicom.uid import (
     JPEGLSLossless,
 )
 from pynetdicom import AllStoragePresentationContexts
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     CTImageStorage,
     SecondaryCaptureImageStorage,
@@ -37,6 +39,7 @@ from standards.sop_classes import STORAGE_SOP_CLASSES
 from standards.transfer_syntaxes import STORAGE_TRANSFER_SYNTAXES
 from tests.factories.dicom import compressed, ct_series
 from tests.node.conftest import NodeProcess, need
+from tests.node.raw_association import CT, DEFLATED, RawAssociation
 from tests.node.retrieving import (
     MOVE,
     UNCOMPRESSED,
@@ -151,6 +154,26 @@ def test_big_endian_pixels_are_turned_for_a_peer_that_cannot(
     assert status.Status == 0
     assert one.sets[0].PixelData == little
     assert one.sets[0].Rows == dataset.Rows
+
+
+@pytest.mark.parametrize("max_pdu", [16382, 0], ids=["in copies", "from the file"])
+def test_a_data_set_of_odd_length_goes_over_in_fragments_of_even_length(
+    node_process: NodeProcess, receiver: Callable[..., Receiver], max_pdu: int
+) -> None:
+    one = receiver(f"ODD{max_pdu}", [(CTImageStorage, [DeflatedExplicitVRLittleEndian])], max_pdu=max_pdu)
+    image = ct_series(1)[0]
+    for number in range(1000):
+        image.ImageComments = "x" * number
+        deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        stored = deflate.compress(encode(image, is_implicit_vr=False, is_little_endian=True) or b"") + deflate.flush()
+        if len(stored) % 2:
+            break
+    with RawAssociation(node_process, [(CT, DEFLATED)]) as association:
+        assert association.store(CT, image.SOPInstanceUID, stored)["Status"] == 0
+    status, _ = move(node_process, keys(StudyInstanceUID=image.StudyInstanceUID), one.ae_title)[-1]
+    assert status.Status == 0
+    assert one.requests[0].DataSet.getvalue() == stored + b"\0"
+    assert one.sets[0].PixelData == image.PixelData
 
 
 def test_a_lossy_image_that_is_decoded_stays_marked_as_lossy_and_its_colours_are_right(
