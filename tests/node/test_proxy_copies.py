@@ -21,23 +21,10 @@ from standards.deidentification import pseudonym_uid
 from tests.factories.dicom import ct_series, part10
 from tests.node.proxied import COPY_ALL, Orthanc, Proxy, Store, dcmtk
 
+pytest_plugins = ["tests.node.old_pacs"]
+
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    one = Orthanc(tmp_path_factory.mktemp("pacs"))
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def proxy(tmp_path: Path, pacs: Orthanc) -> Iterator[Proxy]:
-    one = Proxy(tmp_path / "proxy", pacs.port)
-    yield one
-    one.stop()
 
 
 @pytest.fixture(params=[((), EXPLICIT), (("+xi",), IMPLICIT)], ids=["explicit", "implicit only"])

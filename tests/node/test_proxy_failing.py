@@ -21,20 +21,7 @@ from tests.node.proxied import COPY_ALL, Orthanc, Proxy, dcmtk
 from tests.node.raw_association import CT, EXPLICIT, RawAssociation
 from tests.node.test_proxy_rules import uid_of
 
-
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    one = Orthanc(tmp_path_factory.mktemp("pacs"))
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def proxy(tmp_path: Path, pacs: Orthanc) -> Iterator[Proxy]:
-    one = Proxy(tmp_path / "proxy", pacs.port)
-    yield one
-    one.stop()
+pytest_plugins = ["tests.node.old_pacs"]
 
 
 def files(folder: Path, count: int, size: int = 64) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from pacs_node.config import NodeConfig, config
 from tests.factories.dicom import ct_series, part10
 from tests.node.conftest import ROOT
 from tests.node.proxied import COPY_ALL, Orthanc, Proxy, dcmtk
+
+pytest_plugins = ["tests.node.old_pacs"]
 
 BOARDS = ROOT / "deploy/grafana"
 
@@ -90,21 +91,6 @@ def test_figures_of_both_processes_are_added_up(
     assert found["regis_node_proxy_not_tapped_total"] == 2
     assert found['regis_node_proxy_bytes_total{to="device"}'] == 100
     assert found['regis_node_proxy_failures_total{reason="odd \\"reason\\" \\\\ of\\nours"}'] == 1
-
-
-@pytest.fixture
-def pacs(tmp_path: Path) -> Iterator[Orthanc]:
-    one = Orthanc(tmp_path / "pacs")
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def proxy(tmp_path: Path, pacs: Orthanc) -> Iterator[Proxy]:
-    one = Proxy(tmp_path / "proxy", pacs.port)
-    yield one
-    one.stop()
 
 
 RULES = (

@@ -16,13 +16,7 @@ from tests.node.conftest import NodeProcess
 from tests.node.proxied import COPY_ALL, Orthanc, Proxy, dcmtk
 from tests.unit.gateway.test_proxy_rewriting import lie
 
-
-@pytest.fixture(scope="module")
-def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    one = Orthanc(tmp_path_factory.mktemp("pacs"))
-    one.start()
-    yield one
-    one.stop()
+pytest_plugins = ["tests.node.old_pacs"]
 
 
 @pytest.fixture(scope="module")
