@@ -120,7 +120,8 @@ def write_rows(batch: list[Entry]) -> None:
     """One transaction for all; where it fails, one for each, so that nobody fails for a neighbour."""
     try:
         # The proxy that Django offers looks the thread's own connection up at each use.
-        here, now = connections[DEFAULT_DB_ALIAS], timezone.now()
+        here = connections[DEFAULT_DB_ALIAS]
+        now = here.ops.adapt_datetimefield_value(timezone.now())
         with transaction.atomic():
             for entry in batch:
                 _insert(entry, here, now)

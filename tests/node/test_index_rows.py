@@ -2,13 +2,19 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.db import connection
+from django.db.models import Model
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
 
+from gateway.models import OutboxEntry
 from pacs_node.study_index import attributes
+from pacs_node.study_index.actions import ingest
 from pacs_node.study_index.attributes import index_rows
+from pacs_node.study_index.models import Instance, Series
 from standards.errors import PermanentError
 from standards.part10 import Header, read_header
 from tests.factories.dicom import ct_instance, ct_series, part10
@@ -85,3 +91,25 @@ def test_remembered_rows_are_those_that_fresh_ones_would_be(sample_data: Path) -
         fresh = index_rows(header)
         assert (fresh.study, fresh.series, fresh.instance) == (rows.study, rows.series, rows.instance)
     assert len(headers) > 200
+
+
+def in_the_table(row: Model) -> tuple[Any, ...]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT * FROM {row._meta.db_table} WHERE id = %s", [row.pk])
+        found: tuple[Any, ...] = cursor.fetchone()
+    return found
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_written_past_the_orm_is_what_the_orm_would_write() -> None:
+    for dataset in ct_series(2):
+        taken = ingest(BytesIO(part10(dataset)), source_ae_title="CT")
+    instance = taken.instance
+    told = OutboxEntry.objects.get(instance_key=instance.pk)
+    rows: tuple[Model, ...] = (instance, told)
+    written = [in_the_table(row) for row in rows]
+    for row in rows:
+        row.save()
+    assert [in_the_table(row) for row in rows] == written
+    assert Series.objects.get(pk=instance.series_id).instances_count == 2
+    assert Instance.objects.filter(created_at__gte=instance.created_at).count() == 1
