@@ -1,7 +1,7 @@
 """The HTTP side of a node: one WSGI application on a plain and, with a certificate, a TLS port.
 
-Bodies that are pieces of files go from the page cache to the socket by one buffer a thread. A frame that is asked for
-with a token that may read its study is answered without Django (``pacs_node.dicomweb.hot``).
+Bodies that are pieces of files go from the page cache to the socket by the kernel. A frame that is
+asked for with a token that may read its study is answered without Django (``pacs_node.dicomweb.hot``).
 """
 
 import select

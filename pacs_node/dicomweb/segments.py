@@ -2,8 +2,9 @@
 
 import os
 import re
+import select
 import socket
-import threading
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from pacs_node.storage.filesystem import FilesystemStorage
 from pacs_node.storage.stores import storage
 
 _CHUNK: Final = 1 << 18
-_BUFFER: Final = 1 << 20
-_of_thread = threading.local()
+_LEAST_ROUND_TRIP: Final = slice(148, 152)
+"""Where ``tcp_info`` has ``tcpi_min_rtt``, in microseconds. Source: Linux, include/uapi/linux/tcp.h"""
+_NEAR_MICROSECONDS: Final = 2000
+_NEAR_BUFFER: Final = 1 << 17
+"""The kernel doubles it: enough for a gigabit a second within two milliseconds."""
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
@@ -111,10 +115,11 @@ def plain_file(key: str) -> str | None:
 
 
 def send_segments(sock: socket.socket, parts: Sequence[Segment | OpenFile]) -> None:
-    """Send the parts, a buffer of each thread for all files. Raises: OSError, also when the client takes too long.
+    """Send the parts; the kernel copies from the files. Raises: OSError, also when the client takes nothing for long.
 
-    ``sock`` is a plain one with a timeout; so long may the client take for a buffer.
+    ``sock`` is a plain one with a timeout; so long may the client take for a piece.
     """
+    _keep_in_cache(sock)
     last = len(parts) - 1
     for number, part in enumerate(parts):
         if isinstance(part, bytes):
@@ -126,19 +131,35 @@ def send_segments(sock: socket.socket, parts: Sequence[Segment | OpenFile]) -> N
                 _send_file(sock, descriptor, part.offset, part.length)
 
 
+def _keep_in_cache(sock: socket.socket) -> None:
+    """Have the kernel hold little of what is on its way to a near client: megabytes, which it would take by itself,
+    leave the processor's cache before they are read (measured: thrice the processor time). A far client needs them."""
+    least = int.from_bytes(
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LEAST_ROUND_TRIP.stop)[_LEAST_ROUND_TRIP], sys.byteorder
+    )
+    if least < _NEAR_MICROSECONDS:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NEAR_BUFFER)
+
+
 def _send_file(sock: socket.socket, descriptor: int, offset: int, length: int) -> None:
-    """Through a buffer that stays in the processor's cache: measured, half as fast again as ``sendfile``, whose pages
-    the kernel hands over one by one."""
-    if not hasattr(_of_thread, "buffer"):
-        _of_thread.buffer = memoryview(bytearray(_BUFFER))
-    buffer: memoryview = _of_thread.buffer
     while length:
-        read = os.preadv(descriptor, [buffer[: min(_BUFFER, length)]], offset)
-        if not read:
+        try:
+            sent = os.sendfile(sock.fileno(), descriptor, offset, length)
+        except BlockingIOError:
+            _wait_for_room(sock)
+            continue
+        if not sent:
             raise OSError(f"a stored file ends {length} bytes too early")
-        sock.sendall(buffer[:read])
-        offset += read
-        length -= read
+        offset += sent
+        length -= sent
+
+
+def _wait_for_room(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    timeout = sock.gettimeout()
+    if not poll.poll(None if timeout is None else timeout * 1000):
+        raise TimeoutError("the client takes nothing in")
 
 
 class SegmentsResponse(StreamingHttpResponse):
