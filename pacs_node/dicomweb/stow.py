@@ -86,10 +86,10 @@ class _Answer:
             self.other_failures.append(failure)
 
     def body(self, study: str) -> dict[str, Any]:
-        """The data set in DICOM JSON."""
-        body: dict[str, Any] = {}
-        if study:
-            body["00081190"] = {"vr": "UR", "Value": [f"{self._root}/studies/{study}"]}
+        """The data set in DICOM JSON. Retrieve URL is empty where the instances are not of one study."""
+        uid = study or (next(iter(self.studies)) if len(self.studies) == 1 else "")
+        url = {"Value": [f"{self._root}/studies/{uid}"]} if uid else {}
+        body: dict[str, Any] = {"00081190": {"vr": "UR"} | url}
         sequences = {"00081198": self.failed, "00081199": self.stored, "0008119A": self.other_failures}
         return body | {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
 
@@ -148,6 +148,8 @@ def _incoming(part: "Part | _Single") -> Iterator[Path]:
 @guarded("store")
 def store(request: HttpRequest, reach: Reach, study: str = "") -> HttpResponse:
     """``POST /studies`` and ``/studies/{study}``: the body is read as a stream, an item at a time."""
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise PermanentError("unsupported-media-type", "Send the message as it is, without a Content-Encoding.")
     kind = request.headers.get("Content-Type", "")
     media = parse(kind)
     inner = media[0].inner if media else ""

@@ -1,5 +1,6 @@
 """Storing over HTTP."""
 
+import gzip
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,21 @@ def test_what_is_stored_is_found_and_answered_for(post: Any) -> None:
     assert item["00081190"]["Value"][0].endswith(f"/studies/{study}/series/{series}/instances/{sop}")
     assert storage().local_path(Instance.objects.get(sop_instance_uid=sop).path).read_bytes() == content
     assert AuditEntry.objects.filter(action="study.stored", entity=study, actor="dr-somova").exists()
+
+
+def test_the_answer_names_the_study_that_all_instances_are_of(post: Any) -> None:
+    first, second = new_uid(), new_uid()
+    of_one = [ct_slice(first, new_uid(), number=number) for number in (1, 2)]
+    assert post(message(of_one)).json()["00081190"]["Value"][0].endswith(f"/dicom-web/studies/{first}")
+    of_two = post(message([*of_one, ct_slice(second, new_uid())])).json()
+    assert of_two["00081190"] == post(message([b"rubbish"])).json()["00081190"] == {"vr": "UR"}
+
+
+def test_a_compressed_message_is_refused_by_name(post: Any, centre: Centre) -> None:
+    headers = centre.bearer("*", operations=("store",)) | {"Content-Encoding": "gzip"}
+    answer = post(gzip.compress(message([ct_slice(new_uid(), new_uid())])), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
+    assert not Instance.objects.exists()
 
 
 def test_one_bad_item_does_not_stop_the_rest(post: Any) -> None:

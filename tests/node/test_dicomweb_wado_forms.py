@@ -239,6 +239,15 @@ def test_compressed_frames_come_in_their_own_media_type(get: Any) -> None:
     assert JPEGLSLossless == JPEG_LS
 
 
+def test_frames_that_cannot_be_told_apart_are_no_fault_of_who_asks(get: Any) -> None:
+    dataset = compressed(ct_instance())
+    dataset.NumberOfFrames = 3
+    address = place(take_in(part10(dataset)).instance)
+    for path in ("frames/1", "rendered"):
+        answer = get(f"{address}/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (406, "ambiguous-fragments")
+
+
 def test_a_video_comes_as_the_stream_it_is(get: Any) -> None:
     stream = bytes(range(256)) * 40
     dataset = ct_instance()
