@@ -25,6 +25,7 @@ from ris_central.catalogue.live import LiveConsumer
 from ris_central.catalogue.models import DeliveryState, Difference, HoldingsRound, SeriesHolder, Study
 from ris_central.catalogue.reasons import HELD, Text, reason
 from ris_central.catalogue.views import the_user, zone_of
+from ris_central.federation import configurations
 from ris_central.federation.models import Command, Node
 from ris_central.monitoring import queries
 from ris_central.organizations import actions as organizations
@@ -143,6 +144,7 @@ def mirror(request: HttpRequest, pk: int) -> HttpResponse:
     differences = Difference.objects.filter(node__site=site).select_related("node", "study")
     context = {
         "site": site,
+        "own_rules": _with_own_rules(site),
         "state": next((one for one in queries.site_states(user) if one.site.pk == site.pk), None),
         "nodes": node_mirrors(queries.nodes_visible_to(user).filter(site=site)),
         "rows": [
@@ -159,6 +161,13 @@ def mirror(request: HttpRequest, pk: int) -> HttpResponse:
     response = render(request, "monitoring/_mirror_page.html" if is_part else "monitoring/mirror.html", context)
     response["Cache-Control"] = "no-store"
     return response
+
+
+def _with_own_rules(site: Site) -> list[Node]:
+    """The nodes whose images go by other rules than the site's model of storage says."""
+    by_model = [rule.model_dump(mode="json") for rule in organization_queries.mirror_rules_of(site)]
+    nodes = Node.objects.filter(site=site, revoked_at=None).exclude(kind=Node.Kind.ARCHIVE).order_by("name")
+    return [node for node in nodes if configurations.body_of(node)["mirror"]["rules"] != by_model]
 
 
 def _described(difference: Difference) -> dict[str, Any]:

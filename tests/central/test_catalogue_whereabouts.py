@@ -20,6 +20,7 @@ from ris_central.catalogue.actions import arrivals
 from ris_central.catalogue.actions.grants import grant
 from ris_central.catalogue.models import Difference, Study
 from ris_central.catalogue.reasons import reason
+from ris_central.federation import configurations
 from ris_central.federation.models import Command, Node
 from ris_central.organizations.models import Site
 from tests.factories import region
@@ -331,6 +332,16 @@ def test_the_engineer_sees_the_mirror_without_names_and_sends_what_failed(place:
     assert browser.post(f"/sites/{place.site.pk}/mirror/send/", {"only": "failed"}).status_code == 302
     (command,) = Command.objects.filter(type="study.send")
     assert command.body["study_instance_uid"] == study.study_instance_uid
+
+
+def test_the_page_says_the_sites_model_only_where_the_node_goes_by_it(place: Place, browser_of: Browser) -> None:
+    browser, address = browser_of(place.engineer), f"/sites/{place.site.pk}/mirror/"
+    assert "Everything goes to the archive at once" in browser.get(address).content.decode()
+    configurations.save(place.clinic, {"mirror": {"rules": [{"modalities": ["CT"], "when": "night"}]}})
+    page = browser.get(address).content.decode()
+    subtitle = page.partition("<h1")[2].partition("Not at its destination")[0]
+    assert "clinic-a sends by rules of its own" in subtitle
+    assert "Everything goes to the archive at once" not in subtitle
 
 
 def test_the_mirror_page_costs_the_same_however_much_waits(place: Place, browser_of: Browser) -> None:
