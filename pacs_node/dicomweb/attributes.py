@@ -25,6 +25,8 @@ _OF_IMAGES: Final = frozenset(BY_TAG[tag].tag for tag in ("00280010", "00280011"
 _ROWS: Final = "00280010"
 _UIDS: Final[dict[Level, str]] = {"STUDY": "0020000D", "SERIES": "0020000E", "IMAGE": "00080018"}
 _PLACES: Final[dict[Level, str]] = {"STUDY": "studies", "SERIES": "series", "IMAGE": "instances"}
+_GROUP: Final = re.compile("([0-9A-Fa-f]{4})(?:xxxx)?", re.ASCII)
+_ALL: Final = BY_TAG.keys() | KEPT.keys() | k.OF_STUDY
 Part = Callable[[Row, Counts], str]
 _NO_COUNTS: Final = Counts()
 
@@ -73,9 +75,15 @@ Fields = dict[str, "Fields | None"]
 
 
 def fields_of(names: Iterable[str]) -> Fields:
-    """What the values of ``includefield`` name. Raises: PermanentError("unknown-attribute")."""
+    """What the values of ``includefield`` name; ``0010`` or ``0010xxxx`` is a whole group.
+
+    Raises: PermanentError("unknown-attribute").
+    """
     fields: Fields = {}
     for name in names:
+        if group := _GROUP.fullmatch(name):
+            fields |= dict.fromkeys(tag for tag in _ALL if tag.startswith(group[1].upper()))
+            continue
         at = fields
         tags = [tag_of(part) for part in name.split(".")]
         for tag in tags[:-1]:

@@ -37,6 +37,8 @@ _OTHER_STUDY: Final = 0xA900
 _KEPT_ASIDE: Final = 0xB000
 _MEDIA_TYPE_NOT_SUPPORTED: Final = 0xC0FF
 _CHUNK: Final = 1 << 20
+_META_GROUP: Final = b"\x02\0\0\0UL\4\0"
+"""How a Part 10 file begins without its preamble: File Meta Information Group Length."""
 
 
 class _Answer:
@@ -133,8 +135,12 @@ def _incoming(part: "Part | _Single") -> Iterator[Path]:
     try:
         with path.open("xb") as file:
             try:
-                while chunk := part.read(_CHUNK):
+                chunk = part.read(_CHUNK)
+                if chunk.startswith(_META_GROUP):  # dicomweb-client sends so what was never a file
+                    file.write(bytes(128) + b"DICM")
+                while chunk:
                     file.write(chunk)
+                    chunk = part.read(_CHUNK)
                 file.flush()
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):

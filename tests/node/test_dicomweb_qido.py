@@ -154,6 +154,15 @@ def test_limits_and_offsets_of_any_size_are_numbers(client: Client, centre: Cent
         assert (response.status_code, response.json()["code"]) == (400, "invalid-parameter")
 
 
+@pytest.mark.parametrize("group", ["0010", "0010xxxx"])
+def test_a_whole_group_can_be_included(find: Any, group: str) -> None:
+    study(PatientAge="056Y", ProtocolName="Head")
+    (row,) = find("studies", includefield=group)
+    assert row["00101010"]["Value"] == ["056Y"]
+    assert "00181030" not in find("series", includefield=group)[0]
+    assert find("series", includefield=f"{group},0018")[0]["00181030"]["Value"] == ["Head"]
+
+
 def test_a_link_says_by_a_parameter_what_it_accepts(client: Client, centre: Centre) -> None:
     study()
     for query in ("accept=application/dicom%2Bjson", "accept=application/dicom+json&charset=utf-8"):

@@ -67,6 +67,13 @@ def test_one_file_by_itself_is_stored(post: Any) -> None:
         assert (answer.status_code, len(answer.json()["0008119A"]["Value"])) == (409, 1)
 
 
+def test_a_file_without_its_preamble_gets_one(post: Any) -> None:
+    content = ct_slice(new_uid(), new_uid())
+    assert content[128:136] == b"DICM\x02\0\0\0"
+    assert post(content[132:], "application/dicom").status_code == 200
+    assert storage().local_path(Instance.objects.get().path).read_bytes() == content
+
+
 def test_the_answer_comes_in_xml_to_who_wants_it(post: Any) -> None:
     response = post(ct_slice(new_uid(), new_uid()), "application/dicom", accept="application/dicom+xml")
     assert (response.status_code, response["Content-Type"]) == (200, "application/dicom+xml")
