@@ -179,6 +179,11 @@ def _grey(array: Frame, colour_space: str, dataset: Dataset, groups: list[Datase
 
 def _padding(dataset: Dataset, array: Frame) -> tuple[float, float] | None:
     """The range of stored values that are no image. Source: PS3.3 C.7.5.1.1.2"""
+    if array.dtype.kind == "f":
+        kind = "FloatPixelPadding" if array.dtype.itemsize == 4 else "DoubleFloatPixelPadding"
+        first = text(dataset, f"{kind}Value")
+        limits = sorted(float(part) for part in (first, text(dataset, f"{kind}RangeLimit") or first) if part)
+        return (limits[0], limits[-1]) if limits else None
     value = text(dataset, "PixelPaddingValue")
     if not value or array.dtype.kind not in "iu":
         return None

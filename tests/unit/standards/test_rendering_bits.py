@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
@@ -148,6 +149,24 @@ def test_bytes_without_a_window_are_shades_as_they_are(image: Make) -> None:
     assert (seen(image(values)) == values).all()
     segments = seen(image(values, SegmentSequence=Sequence([Dataset()])))
     assert (segments.min(), segments.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(("kind", "keyword"), [("<f4", "Float"), ("<f8", "DoubleFloat")])
+def test_padding_of_float_pixels_is_no_part_of_their_range(image: Make, kind: str, keyword: str) -> None:
+    values = ramp().astype(kind)
+    values[0] = -1e30
+    path = image(values, **{f"{keyword}PixelPaddingValue": -1e30, f"{keyword}PixelPaddingRangeLimit": -1e29})
+    dataset = dcmread(path)
+    dataset[f"{keyword}PixelData"] = DataElement(
+        f"{keyword}PixelData", "OF" if kind == "<f4" else "OD", values.tobytes()
+    )
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(dataset, name)
+    dataset.save_as(path)
+    shown = seen(path)
+    assert (shown[0] == 0).all()
+    assert (shown[1, 0], shown[-1, -1]) == (0, 255)
+    assert abs(shown[8, 0] - 255 * (128 - 16) / (255 - 16)) <= 1
 
 
 def test_a_region_beyond_the_image_is_cut_off_at_its_edge(image: Make) -> None:
