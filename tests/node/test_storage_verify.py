@@ -33,7 +33,7 @@ def plain_file(node: NodeProcess, study: Study) -> Path:
 
 
 def verify(node: NodeProcess, *arguments: str) -> tuple[int, str]:
-    done = node.command("verify", "--once", "--settled", "0", *arguments, check=False)
+    done = node.command("verify", "--settled", "0", *arguments, check=False)  # one round, then it ends
     return done.returncode, done.stdout + done.stderr
 
 

@@ -19,7 +19,10 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """How fast, and whether one round is enough."""
         parser.add_argument("--pace", type=float, default=0.0, metavar="MB/s", help="0, the default: unbounded")
-        parser.add_argument("--once", action="store_true", help="one round over everything, from the start")
+        parser.add_argument(
+            "--once", action="store_true", help="one round over everything, from the start: the default"
+        )
+        parser.add_argument("--for-ever", action="store_true", help="round after round, from where the last one ended")
         parser.add_argument(
             "--settled",
             type=float,
@@ -29,10 +32,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Walk, printing each finding; without --once for ever, going on where the last walk ended."""
-        pace, since = Pace(options["pace"]), timezone.now()
+        """Walk, printing each finding; with --for-ever going on where the last walk ended, and again."""
+        pace, since, once = Pace(options["pace"]), timezone.now(), not options["for_ever"]
         while True:
-            round_ = begin_round() if options["once"] or not current_round().after else current_round()
+            round_ = begin_round() if once or not current_round().after else current_round()
             done: list[Step] = []
             for step in verify(round_.after, settled_seconds=options["settled"]):
                 done.append(step)
@@ -45,7 +48,7 @@ class Command(BaseCommand):
             round_ = current_round()
             self._report(since)
             self.stdout.write(f"{round_.files} files, {round_.size / 1e6:.1f} MB read.")
-            if options["once"]:
+            if once:
                 break
             since = timezone.now()
         if Finding.objects.filter(resolved_at=None).exists():
