@@ -29,6 +29,7 @@ _GROUP: Final = re.compile("([0-9A-Fa-f]{4})(?:xxxx)?", re.ASCII)
 _ALL: Final = BY_TAG.keys() | KEPT.keys() | k.OF_STUDY
 Part = Callable[[Row, Counts], str]
 _NO_COUNTS: Final = Counts()
+_dumped: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def tag_of(name: str) -> str:
@@ -237,10 +238,6 @@ def _only(kept: dict[str, Any], fields: Fields) -> dict[str, Any]:
         if isinstance(item, dict)
     ]
     return {"vr": kept["vr"], "Value": items} if items else {"vr": kept["vr"]}
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _constant(text: str) -> Part:

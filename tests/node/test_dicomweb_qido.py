@@ -184,6 +184,12 @@ def test_a_search_can_be_asked_for_its_head_alone(client: Client, centre: Centre
     assert response["Content-Type"] == "application/dicom+json"
 
 
+@pytest.mark.parametrize(("path", "also"), [("studies", "POST"), ("studies/1.2", "POST, DELETE")])
+def test_another_method_is_told_which_there_are(client: Client, centre: Centre, path: str, also: str) -> None:
+    response = client.put(f"/dicom-web/{path}", headers=centre.bearer(ALL))
+    assert (response.status_code, response["Allow"]) == (405, f"GET, HEAD, {also}")
+
+
 def test_limit_and_offset_page_through_without_loss_and_say_that_there_is_more(
     client: Client, centre: Centre, find: Any
 ) -> None:
