@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.factories.dicom import Patient, Study, ct_series, write_all
 from tests.node.conftest import NodeProcess
 
 PREPARE = """
@@ -23,6 +25,11 @@ ApplicationEntity.objects.create(ae_title="VANCT", modality="CT")
 print(Study.objects.create(study_instance_uid="1.2.3", patient_id="A", patient_name="Выдумкин^Пример").pk)
 """
 SLOW = 60_000
+HIDDEN = """[...document.querySelectorAll('main .act, main input, main textarea')].filter(one => {
+  const frame = one.closest('.panel') || document.body
+  return one.getBoundingClientRect().right > frame.getBoundingClientRect().right + 1
+}).map(one => one.outerHTML)"""
+"""Buttons and fields that begin or end beyond the panel that they are in."""
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +136,20 @@ def test_an_examination_is_registered_by_keyboard_alone(doctor: Doctor) -> None:
     again.keyboard.press("Enter")
     assert again.input_value("#name") == "Выдумкин Пример Ёлкович"
     expect(again.locator("#number")).to_contain_text("PA00000001")
+
+
+@pytest.mark.parametrize("language", ["ru", "en"])
+def test_on_a_tablet_every_button_is_in_sight(doctor: Doctor, language: str, tmp_path: Path) -> None:
+    long = Patient(patient_id="TEST-1001-10001", name="Превысокомногорассмотрительствующая^Переименована^Ёжиковна")
+    write_all(ct_series(1, study=Study(patient=long)), tmp_path / "in")
+    doctor.node.command("import", str(tmp_path / "in"))
+    page = doctor.context.new_page()
+    page.set_viewport_size({"width": 820, "height": 1180})
+    doctor.context.add_cookies([{"name": "django_language", "value": language, "url": doctor.address}])
+    for path in ("/", f"/drafts/{doctor.key}/", "/registration/", "/registration/new/", "/waiting/"):
+        page.goto(f"{doctor.address}{path}")
+        assert page.get_attribute("html", "lang") == language
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+        assert page.evaluate(HIDDEN) == [], path
+    page.goto(doctor.address)
+    assert page.locator("td a.act").count() == 2, "a draft and the images"
