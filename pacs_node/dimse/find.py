@@ -5,6 +5,7 @@ Source: PS3.4 C.4.1, C.5.1.1, K.4.1
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any, Final, cast, get_args
 from weakref import WeakKeyDictionary
@@ -52,8 +53,8 @@ _REQUIRED_KEYS: Final = frozenset(
 )  # fmt: skip
 """Required and unique keys of all levels. Source: PS3.4 C.6.1.1, C.6.2.1"""
 _BATCH: Final = 100
-_LARGER_BATCH: Final = 500
-"""The first answers go out soon; for more of them each query has its price."""
+_LARGER_BATCH: Final = 200
+"""The first answers go out soon, and the asker reads some while others are made; but each batch has its price."""
 _PATIENT_BATCH_STUDIES: Final = 500
 
 
@@ -170,6 +171,12 @@ class _Find:
         writer = Answers(query, asked, _answer_character_set(query, peer), self.transfer_syntax)
         status = PENDING_WITH_WARNING if asked.ignored else PENDING
         head = upper_layer.message(self.context_id, self._response(status, upper_layer.DATASET_FOLLOWS), self._pdu)
+
+        @cache
+        def before(length: int) -> bytes:
+            """The response, and the header of an identifier that long."""
+            return head + upper_layer.pdv_header(self.context_id, length, is_command=False, is_last=True)
+
         found = _patients(asked, writer) if level == "PATIENT" else _entities(asked, writer)
         most = upper_layer.fragment_bytes(self._pdu)
         size = _BATCH
@@ -179,12 +186,10 @@ class _Find:
                 return True
             pieces = []
             for data in batch:
-                pieces.append(head)
                 if len(data) <= most:
-                    pieces.append(upper_layer.pdv_header(self.context_id, len(data), is_command=False, is_last=True))
-                    pieces.append(data)
+                    pieces += (before(len(data)), data)
                 else:
-                    pieces += upper_layer.fragments(self.context_id, data, self._pdu, is_command=False)
+                    pieces += (head, *upper_layer.fragments(self.context_id, data, self._pdu, is_command=False))
             self.channel.send_bytes([b"".join(pieces)])
         return self.channel.is_cancelled(self.message_id)
 

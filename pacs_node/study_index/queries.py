@@ -29,7 +29,8 @@ FEW: Final = 5000
 MANY: Final = 50_000
 """So many rows are sorted after an index found them (``MANY`` when that index has all that sorting needs); more are
 read in the order of another index, until the page is full."""
-_PAGE: Final = 500
+_PAGE: Final = 1000
+"""So many rows are read at once; a day of a whole region is one reading, as each has a price of its own."""
 _MODEL: Final[dict[Level, type[Model]]] = {"PATIENT": Study, "STUDY": Study, "SERIES": Series, "IMAGE": Instance}
 _PREFIX: Final[dict[Level, dict[Level, str]]] = {
     "PATIENT": {"STUDY": ""},
@@ -148,8 +149,9 @@ class _Reader:
             _STUDY_KEY[asked.level],
             *(self.prefixes[one.level] + one.column for one in attributes),
             *(f"{self.prefixes[level]}attributes" for level in self.kept_levels),
-            *(self.order_columns if len(self.order) > 1 else ()),
         ]
+        self.paths += [path for path in self.order_columns if path not in self.paths]
+        self.order_places = [self.paths.index(path) for path in self.order_columns]
         self.last: tuple[Any, ...] = ()
 
     def queryset(self, *, free: bool = False) -> QuerySet[Any]:
@@ -272,7 +274,7 @@ class _Reader:
         """The rows of a query, with the columns that were asked for."""
         read = list(queryset.values_list(*self.paths))
         if read:
-            self.last = read[-1][self.order_from :]
+            self.last = tuple(read[-1][place] for place in self.order_places)
         first, second = self.kept_from, self.order_from
         return [Row(values[0], values[1], values[2:first], values[first:second]) for values in read]
 
@@ -327,7 +329,7 @@ def _series_of(studies: list[int]) -> list[tuple[int, str, int]]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT study_id, modality, instances_count FROM {table} "  # noqa: S608  the name of our own model
-            f"WHERE study_id IN ({keys or 'NULL'}) AND instances_count > 0 ORDER BY modality",
+            f"WHERE study_id IN ({keys or 'NULL'}) AND instances_count > 0 ORDER BY study_id, modality",
             studies,
         )
         return list(cursor.fetchall())
