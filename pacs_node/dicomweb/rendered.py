@@ -15,6 +15,7 @@ from pacs_node.dicomweb.qido import accepted, service_root
 from pacs_node.dicomweb.retrieval import (
     IMMUTABLE,
     REVALIDATE,
+    Answer,
     cached,
     etag_of,
     existing,
@@ -47,6 +48,7 @@ _DOCUMENT: Final = 0x00420011
 _RENDERERS: Final = threading.BoundedSemaphore(2)
 _OFFERS: Final = [Offer(kind) for kind in MEDIA_TYPES]
 _PARTS: Final = [Offer(kind, multipart=True) for kind in MEDIA_TYPES]
+_NOT_APPLIED: Final = ("annotation", "iccprofile")
 _FUNCTIONS: Final = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
 
 
@@ -123,7 +125,8 @@ def _pictures(
     made = _made_parts(root, shown, offer.type, size, window, quality)
     first = next(made)  # what cannot be shown at all still has a status to say so
     body = encode_related(chain([first], made), boundary)
-    return cached(StreamingHttpResponse(body, content_type=content_type(offer, boundary)), etag, cache)
+    response = StreamingHttpResponse(body, content_type=content_type(offer, boundary))
+    return cached(_saying_what_is_left_out(request, response), etag, cache)
 
 
 def _made_parts(
@@ -179,7 +182,16 @@ def picture(
     if answer := not_modified(request, etag, cache):
         return answer
     content = _made(instance, frame, media_type, viewport, window, quality)
-    return cached(HttpResponse(content, content_type=media_type), etag, cache)
+    response = HttpResponse(content, content_type=media_type)
+    return cached(_saying_what_is_left_out(request, response), etag, cache)
+
+
+def _saying_what_is_left_out(request: HttpRequest, response: Answer) -> Answer:
+    """A warning for each parameter that pictures here do not follow. Source: PS3.18 8.3.5.1"""
+    names = [name for name in _NOT_APPLIED if request.GET.get(name, "no") not in ("", "no")]
+    if names:
+        response["Warning"] = ", ".join(f'299 regis "The parameter {name} is not applied here."' for name in names)
+    return response
 
 
 def document(request: HttpRequest, instance: Instance, asked: str | None) -> HttpResponseBase | None:

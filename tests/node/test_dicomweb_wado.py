@@ -203,6 +203,14 @@ def test_pictures_of_several_frames_come_as_parts(get: Any) -> None:
     assert (again.status_code, body(again)) == (304, b"")
 
 
+def test_what_a_picture_does_not_follow_is_said(get: Any) -> None:
+    address = f"{place(take_in(ct_slice(new_uid(), new_uid())).instance)}/rendered"
+    response = get(f"{address}?annotation=patient&iccprofile=srgb")
+    assert response.status_code == 200
+    assert response["Warning"].count("299 regis") == 2
+    assert "Warning" not in get(f"{address}?iccprofile=no&quality=50").headers
+
+
 def test_a_region_outside_of_the_image_is_a_wrong_parameter(get: Any) -> None:
     address = f"{place(take_in(ct_slice(new_uid(), new_uid())).instance)}/rendered"
     response = get(f"{address}?viewport=8,8,16,0,4,4")
