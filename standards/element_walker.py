@@ -6,6 +6,7 @@ Source: PS3.5 7.1, 7.5, A.4
 import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import BinaryIO, Final
 
 from pydicom.dataelem import DataElement, RawDataElement
@@ -68,6 +69,7 @@ class _CharacterSet:
     encodings: list[str]
 
     @classmethod
+    @lru_cache(256)
     def of(cls, value: str) -> "_CharacterSet":
         return cls(charsets.terms(value), charsets.python_encodings(value))
 
@@ -101,7 +103,8 @@ class _Encoding:
         object.__setattr__(self, "long", struct.Struct(order + "L"))
 
 
-_IMPLICIT_LITTLE: Final = _Encoding(implicit=True, little_endian=True)
+_encoding: Final = cache(_Encoding)
+_IMPLICIT_LITTLE: Final = _encoding(True, True)
 
 
 class Walker:
@@ -126,7 +129,7 @@ class Walker:
         self._end = stream.seek(0, 2)
         self._window = b""
         self._window_start = start
-        self._encoding = _Encoding(implicit, little_endian)
+        self._encoding = _encoding(implicit, little_endian)
         self._budget = budget
         self._default_charset = default_charset
         self._written_in = charsets.overriding_codec(default_charset)
@@ -151,8 +154,7 @@ class Walker:
                 raise PermanentError("truncated", f"{count} bytes wanted at {self.position}, the end is at {self._end}")
             self._stream.seek(self.position)
             self._window = self._stream.read(max(count, _WINDOW))
-            self._window_start = self.position
-            start = 0
+            self._window_start, start = self.position, 0
             if len(self._window) < count:
                 raise PermanentError("truncated", f"the stream ended at {self.position + len(self._window)}")
         self.position += count
@@ -231,7 +233,7 @@ class Walker:
                 value = (element.value or b"").decode("latin-1")
                 charset = _CharacterSet.of(value if value.strip(" \0") else self._default_charset)
         dataset = Dataset(elements)
-        dataset.set_original_encoding(encoding.implicit, encoding.little_endian, charset.encodings)
+        dataset.set_original_encoding(encoding.implicit, encoding.little_endian, list(charset.encodings))
         return dataset
 
     def _plain_run(
@@ -339,8 +341,7 @@ class Walker:
             # Decided here, because pydicom may guess a sequence from its dictionaries and recurse into hostile bytes.
             return DataElement(tag, "UN", value, offset, already_converted=True)
         if vr in charsets.TEXT_VRS and not charset.explains(value):
-            decoded = self._decoded(value, charset, vr)
-            return DataElement(tag, vr, decoded, offset)
+            return DataElement(tag, vr, self._decoded(value, charset, vr), offset)
         return RawDataElement(
             BaseTag(tag), vr, length, value, offset, encoding.implicit, encoding.little_endian, True, False
         )

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+from functools import lru_cache
 
 from standards.uids import validated_uid
 
@@ -15,6 +16,7 @@ ASIDE = "aside"
 """Where damaged and unexplained files wait for a person."""
 
 
+@lru_cache(1024)
 def study_key(study_instance_uid: str) -> str:
     """The study's folder; the two hex digits keep any one folder small. Raises: PermanentError("invalid-uid")."""
     uid = validated_uid(study_instance_uid)
