@@ -28,6 +28,7 @@ from ris_central.monitoring.forms import Line, words
 from ris_central.organizations.forms import Styled
 from standards.errors import PermanentError
 
+_PORT = 104  # of DICOM, until somebody says another
 CHARACTER_SETS = [
     ("ISO_IR 192", _("Unicode (ISO_IR 192)")),
     ("ISO_IR 144", _("Cyrillic (ISO_IR 144)")),
@@ -185,7 +186,7 @@ def source(request: HttpRequest, pk: int, name: str = "") -> HttpResponse:
     before = next((one for one in body["foreign"] if one["name"] == name), None)
     context = _context(request, node, name) if name else {"node": node, "in_touch": in_touch(node)}
     data = request.POST if request.method == "POST" else None
-    initial = before or ForeignSource.model_construct().model_dump(mode="json") | {"name": name}
+    initial = before or ForeignSource.model_construct().model_dump(mode="json") | {"name": name, "port": _PORT}
     form = SourceForm(data, is_new=not name, initial={**initial, "hours": ", ".join(initial["hours"])})
     rules = ImportRuleForms(
         data,

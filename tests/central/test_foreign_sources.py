@@ -1,5 +1,6 @@
 """PACS outside the region on their pages: entered, changed, switched off, tried out, taken out again."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -60,7 +61,9 @@ def test_an_engineer_enters_a_pacs_and_the_node_gets_it_as_a_version_that_can_be
 ) -> None:
     configurations.save(clinic, {"mirror": {"upload_hours": 7}})
     form = {**FORM, "based_on": str(configurations.applied(clinic).wanted)}
-    assert b"poll_seconds" in browser.get(at(clinic, "new/")).content
+    page = browser.get(at(clinic, "new/")).content
+    assert b"poll_seconds" in page
+    assert re.search(rb'name="port" value="104"', page), "a port to begin with that can be one"
     answer = browser.post(at(clinic, "new/"), form)
     assert (answer.status_code, answer["Location"]) == (302, at(clinic))
     sent = Command.objects.filter(node=clinic, type="configuration").latest("pk").body
