@@ -184,7 +184,7 @@ class _Find:
             size = _LARGER_BATCH
             if self.channel.is_cancelled(self.message_id):
                 return True
-            pieces = []
+            pieces: list[bytes] = []
             for data in batch:
                 if len(data) <= most:
                     pieces += (before(len(data)), data)
