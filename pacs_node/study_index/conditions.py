@@ -83,7 +83,10 @@ def condition(attribute: Attribute, matcher: Matcher, path: Path) -> Q:
     """The condition that the rows whose ``attribute`` matches fulfil, and no others."""
     column = attribute.column
     if isinstance(matcher, AnyOf):
-        return _any(condition(attribute, one, path) for one in matcher.matchers)
+        # One list for what is plain: a thousand alternatives are more than SQLite takes.
+        plain_values = [one.value for one in matcher.matchers if isinstance(one, SingleValue)]
+        found = [condition(attribute, one, path) for one in matcher.matchers if not isinstance(one, SingleValue)]
+        return _any([*found, Q(**{f"{path(column)}__in": plain_values})] if plain_values else found)
     if isinstance(matcher, NameMatch):
         return _name(column, matcher, path)
     plain = path(column)

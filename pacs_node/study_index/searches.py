@@ -5,15 +5,20 @@ Source: PS3.4 C.2.2.2, C.4.1.1.3
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from pacs_node.study_index import keys as k
 from pacs_node.study_index.keys import BY_TAG, Attribute, Level
+from standards.errors import PermanentError
 from standards.json_matching import Keys
-from standards.matching import Matcher, Universal, date_range, matcher_for, time_range
+from standards.matching import AnyOf, Matcher, SingleValue, Universal, date_range, matcher_for, time_range
 from standards.periods import Period, offset_minutes
 
 Tree = dict[str, "str | Tree"]
 """Tag → the text of a key, or the keys of the item of a sequence."""
+
+_MOST_PATTERNS: Final = 200
+"""In one key; SQLite takes expressions of a thousand alternatives, and a name is several."""
 
 
 @dataclass
@@ -44,7 +49,7 @@ def search(
 
     Keys that the level does not know are optional ones and are not matched on (PS3.4 C.2.2.1.3).
 
-    Raises: PermanentError "invalid-uid", "invalid-range", "invalid-number", "invalid-offset".
+    Raises: PermanentError "invalid-uid", "invalid-range", "invalid-number", "invalid-offset", "too-many-elements".
     """
     asked = Search(level, studies=studies)
     tables = k.tables_of(level)
@@ -59,7 +64,7 @@ def search(
         at = attribute.level if attribute else k.KEPT.get(tag)
         vr = k.vr_of(tag)
         if isinstance(value, str) and tag in (k.MODALITIES_IN_STUDY, k.SOP_CLASSES_IN_STUDY):
-            matcher = matcher_for(vr, value, empty=empty)
+            matcher = _matcher(vr, value, empty=empty)
             if tag == k.MODALITIES_IN_STUDY:
                 asked.modalities = matcher
             else:
@@ -68,7 +73,7 @@ def search(
             if not _is_universal(value):
                 asked.ignored.append(tag)
         elif attribute is not None:
-            matcher = matcher_for(attribute.vr, str(value), fuzzy=fuzzy, empty=empty)
+            matcher = _matcher(attribute.vr, str(value), fuzzy=fuzzy, empty=empty)
             if not isinstance(matcher, Universal):
                 asked.conditions.append((attribute, matcher))
         elif not _is_universal(value):
@@ -93,6 +98,16 @@ def _periods(asked: Search, tree: Tree, tables: Sequence[Level], *, combined: bo
     return taken
 
 
+def _matcher(vr: str, text: str, *, fuzzy: bool = False, empty: bool = False) -> Matcher:
+    matcher = matcher_for(vr, text, fuzzy=fuzzy, empty=empty)
+    if (
+        isinstance(matcher, AnyOf)
+        and sum(not isinstance(one, SingleValue) for one in matcher.matchers) > _MOST_PATTERNS
+    ):
+        raise PermanentError("too-many-elements", f"a key of over {_MOST_PATTERNS} patterns, ranges or names")
+    return matcher
+
+
 def _is_universal(value: "str | Tree") -> bool:
     if isinstance(value, str):
         return value.strip(" \0") in ("", "*")
@@ -101,7 +116,7 @@ def _is_universal(value: "str | Tree") -> bool:
 
 def _kept_key(vr: str, value: "str | Tree", *, fuzzy: bool, empty: bool) -> "Matcher | Keys":
     if isinstance(value, str):
-        return matcher_for(vr, value, fuzzy=fuzzy, empty=empty)
+        return _matcher(vr, value, fuzzy=fuzzy, empty=empty)
     return {
         tag: _kept_key(k.vr_of(tag), inner, fuzzy=fuzzy, empty=empty)
         for tag, inner in value.items()

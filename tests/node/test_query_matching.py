@@ -200,3 +200,15 @@ def test_what_is_not_held_any_more_leaves_its_place_on_the_page_to_the_next(monk
         assert [row.key for row in queries.page(asked, [], 0, 3)] == expected[:3]
         assert [row.key for row in queries.page(asked, [], 1, 3)] == expected[1:]
         assert [row.key for row in queries.every(asked, [])] == expected
+
+
+def test_a_key_of_thousands_of_values_is_answered_and_one_of_too_many_patterns_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with index({"PatientID": "Q-7"}, {"PatientID": "R-7"}) as studies:
+        listed = "\\".join(f"Q-{number}" for number in range(3000))
+        assert found(monkeypatch, "by few rows", {"00100020": listed}) == {studies[0].pk}
+        names = "\\".join(f"Ivanov{number}^*^Petr*" for number in range(200))
+        assert found(monkeypatch, "by few rows", {"00100010": names}) == set()
+    with pytest.raises(PermanentError, match="too-many-elements"):
+        search("STUDY", {"00100020": "\\".join(f"Q-{number}*" for number in range(201))})
