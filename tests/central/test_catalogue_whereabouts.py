@@ -10,57 +10,23 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.utils import timezone
 
-from gateway.envelope import DeliveryProgress
 from ris_central.accounts.models import Role, User
 from ris_central.audit.models import AuditEvent
 from ris_central.catalogue import whereabouts
-from ris_central.catalogue.actions import arrivals
 from ris_central.catalogue.actions.grants import grant
-from ris_central.catalogue.models import Difference, Study
+from ris_central.catalogue.models import Difference
 from ris_central.catalogue.reasons import reason
 from ris_central.federation import configurations
 from ris_central.federation.models import Command, Node
 from ris_central.organizations.models import Site
+from tests.central.place import Place
 from tests.factories import region
 
 pytestmark = pytest.mark.django_db
 ROOT = Path(__file__).parent.parent.parent
 CODE = re.compile(r'(?:Transient|Permanent)Error\("([a-z0-9-]+)"')
 Browser = Callable[[User | None], Client]
-
-
-class Place:
-    """A clinic with a node behind NAT, an archive that answers, and people."""
-
-    def __init__(self, archive_url: str) -> None:
-        self.site = region.site("a")
-        self.clinic = region.node("clinic-a", self.site, url="https://127.0.0.1:9")
-        self.archive = region.node(
-            "archive", region.site("centre", Site.Kind.CENTRE), Node.Kind.ARCHIVE, url=archive_url
-        )
-        self.heard(self.clinic)
-        self.heard(self.archive)
-        self.doctor = region.person("doctor", Role.RADIOLOGIST, self.site)
-        self.engineer = region.person("engineer", Role.ENGINEER, self.site)
-        self.administrator = region.person("admin", Role.ADMINISTRATOR)
-
-    def heard(self, node: Node, ago: timedelta = timedelta(0)) -> None:
-        Node.objects.filter(pk=node.pk).update(last_seen_at=timezone.now() - ago)
-
-    def progress(self, study: Study, **told: object) -> None:
-        body = DeliveryProgress.model_validate(
-            {
-                "study_instance_uid": study.study_instance_uid,
-                "destination": "archive",
-                "total": study.instances_known,
-                "receipted": 0,
-                "failed": 0,
-                **told,
-            }
-        )
-        arrivals.take_delivery_progress(self.clinic, region.event(body))
 
 
 @pytest.fixture
@@ -153,83 +119,6 @@ def test_where_one_series_is_out_of_reach_the_others_open_and_the_page_says_who_
     assert "Asked: it is sent first" in asked
     other.arrive(place.archive)
     assert whereabouts.opening(first.known()).state == "ready"
-
-
-def test_a_study_is_held_back_with_a_name_and_a_time_and_looking_at_it_does_not_let_it_go(
-    place: Place, browser_of: Browser
-) -> None:
-    study = region.Acquisition().arrive(place.clinic)
-    place.progress(study)
-    browser = browser_of(place.doctor)
-    assert browser.post(f"/studies/{study.pk}/hold/").status_code == 302
-    held = {"type": "delivery.hold", "study_instance_uid": study.study_instance_uid}
-    assert [(one.node, one.body) for one in Command.objects.all()] == [(place.clinic, held | {"action": "hold"})]
-    (row,) = AuditEvent.objects.filter(action="study.held")
-    assert (row.actor, row.patient_key, row.detail) == (place.doctor, study.patient_id, {"nodes": ["clinic-a"]})
-    for user, address in (
-        (place.doctor, f"/studies/{study.pk}/"),
-        (place.engineer, f"/sites/{place.site.pk}/mirror/"),
-    ):
-        page = browser_of(user).get(address).content.decode()
-        assert "Held back by" in page
-        assert "since" in page
-        assert "Let go" in page
-    assert not Command.objects.filter(type="study.send").exists(), "looking is not asking"
-    browser_of(place.engineer).post(f"/sites/{place.site.pk}/mirror/send/")
-    assert not Command.objects.filter(type="study.send").exists(), "nor is sending all that waits"
-    browser.post(f"/studies/{study.pk}/hold/", {"do": "let-go"})
-    assert Command.objects.latest("pk").body == held | {"action": "rule"}
-    assert AuditEvent.objects.filter(action="study.let-go", actor=place.doctor).exists()
-    assert "Held back by" not in browser.get(f"/studies/{study.pk}/proof/").content.decode()
-
-
-def test_who_asks_for_a_held_study_lets_it_go_and_the_node_hears_the_last_word(
-    place: Place, browser_of: Browser
-) -> None:
-    study = region.Acquisition().arrive(place.clinic)
-    place.progress(study)
-    browser = browser_of(place.doctor)
-    for address in ("hold", "send", "hold", "hold", "send", "send"):
-        browser.post(f"/studies/{study.pk}/{address}/")
-    told = Command.objects.filter(node=place.clinic).order_by("pk").values_list("type", flat=True)
-    assert list(told) == ["delivery.hold", "study.send", "delivery.hold", "study.send"]
-    assert Study.objects.get(pk=study.pk).held_at is None
-
-
-def test_what_a_node_says_it_holds_by_hand_is_let_go_of_here_though_this_centre_forgot_it(
-    place: Place, browser_of: Browser
-) -> None:
-    study = region.Acquisition().arrive(place.clinic)
-    place.progress(study, held=[{"reason": "held", "instances": 3}])
-    browser = browser_of(place.doctor)
-    page = browser.get(f"/studies/{study.pk}/").content.decode()
-    assert "Held back by a person." in page
-    assert "Let go" in page
-    assert not Command.objects.exists(), "a centre of yesterday does not send what somebody held back"
-
-
-def test_only_the_studys_own_site_and_the_administrator_hold_it_back(place: Place, browser_of: Browser) -> None:
-    study = region.Acquisition().arrive(place.clinic)
-    place.progress(study)
-    elsewhere = region.person("elsewhere", Role.RADIOLOGIST, region.site("b"))
-    grant(study, [elsewhere])
-    browser = browser_of(elsewhere)
-    page = browser.get(f"/studies/{study.pk}/proof/").content.decode()
-    assert "Send now" in page
-    assert "Hold back" not in page
-    assert browser.post(f"/studies/{study.pk}/hold/").status_code == 403
-    other = region.person("engineer-b", Role.ENGINEER, region.site("c"))
-    assert browser_of(other).post(f"/sites/{place.site.pk}/mirror/hold/{study.pk}/").status_code == 404
-    assert browser_of(place.doctor).post(f"/sites/{place.site.pk}/mirror/hold/{study.pk}/").status_code == 403
-    assert not Command.objects.filter(type="delivery.hold").exists()
-    for user, address in (
-        (place.administrator, f"/studies/{study.pk}/hold/"),
-        (place.engineer, f"/sites/{place.site.pk}/mirror/hold/{study.pk}/"),
-    ):
-        browser_of(user).post(address)
-        assert Command.objects.latest("pk").type == "delivery.hold"
-        browser_of(user).post(address, {"do": "let-go"})
-        assert Command.objects.latest("pk").body["action"] == "rule"
 
 
 def test_a_study_of_another_site_can_be_neither_looked_up_nor_asked_for(place: Place, browser_of: Browser) -> None:
