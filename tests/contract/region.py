@@ -159,7 +159,7 @@ class Region:
         wait_until(lambda: self._acquainted(nodes), 240, "each node has the keys of the others")
 
     def _acquainted(self, nodes: Sequence[NodeUnderTest]) -> bool:
-        keys = dict(self.ask("SELECT name, public_key FROM federation_node"))
+        keys = {str(name): key for name, key in self.ask("SELECT name, public_key FROM federation_node")}
         for node in nodes:
             directory = json.loads(str(node.query("SELECT directory FROM gateway_joinstate")[0][0]))
             known = {peer["name"]: peer["public_key"] for peer in directory["peers"]}

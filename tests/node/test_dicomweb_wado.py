@@ -10,6 +10,7 @@ import pytest
 from django.test import Client
 from PIL import Image
 from pydicom import dcmread
+from pydicom.uid import UID
 
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import ingest
@@ -221,7 +222,7 @@ def test_a_region_outside_of_the_image_is_a_wrong_parameter(get: Any) -> None:
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99"])
 def test_frames_that_lie_native_are_called_explicit_little_endian(get: Any, syntax: str) -> None:
     dataset = ct_instance()
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
     pixels = dataset.PixelData
     address = f"{place(take_in(part10(dataset)).instance)}/frames/1"
     for accept in ("", OHIF_FRAMES, OHIF_FRAMES.partition("; transfer")[0]):

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import RLELosslessEncoder
+from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 
@@ -31,7 +31,7 @@ def image(tmp_path: Path, image_file: Callable[..., io.BytesIO]) -> Make:
     def make(values: np.ndarray, **attributes: object) -> Path:
         bits = values.dtype.itemsize * 8
         shape = {"Rows": values.shape[0], "Columns": values.shape[1], "PixelData": values.tobytes()}
-        depth = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
+        depth: dict[str, object] = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
         if values.ndim == 3:
             depth |= {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
         path = tmp_path / "image.dcm"
