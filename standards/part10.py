@@ -49,7 +49,6 @@ UNREADABLE: Final = (
     ValueError, TypeError, AttributeError, LookupError, NotImplementedError, OverflowError, BytesLengthException,
 )  # fmt: skip
 """What pydicom raises for a value that is not what its VR says; what it says then quotes the value."""
-_NO_META: Final = Dataset()
 _PLAIN_VRS: Final = frozenset({"AE", "AS", "CS", "DA", "DT", "IS", "LO", "SH", "TM", "UI"})
 
 
@@ -115,7 +114,7 @@ def read_header(
         syntax = text(file_meta, "TransferSyntaxUID")
         default_charset = default_charset or Provenance.of(file_meta).default_character_set
     else:
-        file_meta, syntax = _NO_META, transfer_syntax.rstrip("\0 ")
+        file_meta, syntax = Dataset(), transfer_syntax.rstrip("\0 ")
     if not transfer_syntaxes.is_known(syntax):
         raise PermanentError("unknown-transfer-syntax", named(syntax) or "none is named")
     with _plain(fileobj, start, syntax, max_inflated) as (plain, begin):
