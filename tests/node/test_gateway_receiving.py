@@ -1,8 +1,10 @@
 """What a node takes from its peers, and what it refuses; every answer is that of the real view."""
 
+import contextlib
 import hashlib
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -257,21 +259,30 @@ def test_a_well_signed_receipt_of_something_else_is_not_believed(changes: dict[s
         sending.verify_receipt(receipt(**changes), INSTANCE, "clinic", PEER)
 
 
+@contextlib.contextmanager
+def no_free_pages() -> Iterator[None]:
+    """The file of the index may not grow, and has no pages left that former tests emptied."""
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM")
+        cursor.execute("PRAGMA page_count")
+        cursor.execute(f"PRAGMA max_page_count = {cursor.fetchone()[0]}")
+        try:
+            yield
+        finally:
+            cursor.execute("PRAGMA max_page_count = 1073741823")
+
+
 def test_a_database_without_room_refuses_by_name_and_takes_the_rest_later(tmp_path: Path) -> None:
     if connection.vendor != "sqlite":
         pytest.skip("only the size of a SQLite file can be bounded by a test")
-    with connection.cursor() as cursor:
-        cursor.execute("PRAGMA page_count")
-        cursor.execute(f"PRAGMA max_page_count = {cursor.fetchone()[0]}")
     sent = [Sent(tmp_path) for _ in range(60)]
-    answers = [one.put() for one in sent]
+    with no_free_pages():
+        answers = [one.put() for one in sent]
     refused = [one for one, answer in zip(sent, answers, strict=True) if answer.status_code != 200]
     assert refused, "sixty instances need more pages"
     assert {(answer.status_code, answer.json().get("code")) for answer in answers if answer.status_code != 200} == {
         (507, "storage-full")
     }
-    with connection.cursor() as cursor:
-        cursor.execute("PRAGMA max_page_count = 1073741823")
     assert [one.put().status_code for one in refused] == [200] * len(refused)
 
 
