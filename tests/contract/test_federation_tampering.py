@@ -220,6 +220,8 @@ def test_a_node_with_zero_retention_lets_go_of_what_is_safe_and_of_nothing_else(
     wait_until(lambda: node.held() == {}, 240, "all are released")
     # The index lets go first, so that no crash leaves a row without its file; the files follow.
     wait_until(lambda: not list((node.directory / "storage").rglob("*.dcm")), 240, "their files are gone")
+    told = "SELECT count(*) FROM gateway_delivery WHERE released_at IS NULL"
+    wait_until(lambda: node.query(told) == [(0,)], 240, "the ledger has it, and the event that tells of it")
     at_archive = setup.archive.held()
     assert {uid: at_archive[uid][0] for uid in uids} == sent
     assert all(len(at_archive[uid][1]) == 64 for uid in uids)
