@@ -1,8 +1,10 @@
 """C-STORE into a Regis node beside Orthanc and DCMTK's storescp: instances a second, and ratios to Orthanc.
 
 600 CT images of 512x512x16 bit (0.5 MB) by `storescu`, over 1 and over 4 associations, TCP_NODELAY on both ends; with
-`--small` 5,000 images of 0.1 MB. Regis and Orthanc answer after fsync; storescp never syncs and shows what the wire
-allows. Every run starts an empty server; runs of all are interleaved, and each figure is the median of its runs.
+`--small` 5,000 images of 0.1 MB. storescu takes a good part of two cores for itself; `--sender ready` sends what it
+has encoded beforehand, so that the receivers are what differs. Regis and Orthanc answer after fsync; storescp never
+syncs and shows what the wire allows. Every run starts an empty server; runs of all are interleaved, and each figure is
+the median of its runs.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +45,10 @@ TARGETS: Final = {
     "storescp, no fsync": storescp,
     "Regis, PostgreSQL": regis_on_postgresql,
     "Orthanc, PostgreSQL": orthanc_on_postgresql,
+}
+SENDERS: Final[dict[str, Callable[[Server], list[str]]]] = {
+    "storescu": lambda to: [program("storescu"), "-aet", SENDER, "-aec", to.title, "127.0.0.1", str(to.port)],
+    "ready": lambda to: [sys.executable, "-m", "tests.bench._ready_sender", str(to.port), to.title],
 }
 YARDSTICK: Final = {name: "Orthanc, PostgreSQL" if "PostgreSQL" in name else "Orthanc" for name in TARGETS}
 
@@ -82,8 +89,8 @@ def make_images(folder: Path, count: int, size: int = 512) -> None:
         image.save_as(folder / f"{number:06d}.dcm", enforce_file_format=True)
 
 
-async def send(server: Server, images: Path, associations: int) -> float:
-    """Send every image, spread over the associations; the seconds it took.
+async def send(sender: str, server: Server, images: Path, associations: int) -> float:
+    """Send every image, spread over the associations; the seconds it took, without those that a sender gets ready in.
 
     Raises:
         RuntimeError: a sender failed, or the server does not hold every image afterwards.
@@ -93,19 +100,24 @@ async def send(server: Server, images: Path, associations: int) -> float:
     begun = time.perf_counter()
     senders = [
         await asyncio.create_subprocess_exec(
-            program("storescu"),
-            *["-aet", SENDER, "-aec", server.title, "127.0.0.1", str(server.port), *share],
+            *SENDERS[sender](server),
+            *share,
             env=NODELAY,
-            stdout=asyncio.subprocess.DEVNULL,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         for share in shares
     ]
-    outcomes = await asyncio.gather(*(sender.communicate() for sender in senders))
+    if sender == "ready":
+        await asyncio.gather(*(one.stdout.readline() for one in senders if one.stdout))
+        begun = time.perf_counter()
+    outcomes = await asyncio.gather(*(one.communicate(b"\n") for one in senders))
     seconds = time.perf_counter() - begun
-    for sender, (_, complaint) in zip(senders, outcomes, strict=True):
-        if sender.returncode:
-            raise RuntimeError(f"storescu to {server.title} failed: {complaint.decode(errors='replace')[-500:]}")
+    for one, (_, complaint) in zip(senders, outcomes, strict=True):
+        if one.returncode:
+            raise RuntimeError(f"{sender} to {server.title} failed: {complaint.decode(errors='replace')[-500:]}")
     held = await asyncio.to_thread(server.count)
     if held != len(files):
         raise RuntimeError(f"{server.title} holds {held} of {len(files)} instances")
@@ -125,13 +137,15 @@ def _available() -> dict[str, str]:
     return missing
 
 
-async def run(count: int, size: int, runs: int, names: list[str], scratch: Path) -> None:
+async def run(count: int, size: int, runs: int, names: list[str], sender: str, scratch: Path) -> None:
     """Measure and print. Folders of finished runs stay until the end: deleting would slow down who comes next."""
     images = scratch / "images"
     images.mkdir()
     make_images(images, count, size)
     megabytes = next(images.iterdir()).stat().st_size / 1e6
-    print(f"{count} instances of {megabytes:.2f} MB, {runs} runs each, interleaved, median; instances a second\n")
+    print(
+        f"{count} instances of {megabytes:.2f} MB by {sender}, {runs} runs each, interleaved, median; instances a second\n"
+    )
     seconds: dict[tuple[str, int], list[float]] = {}
     memory: dict[str, float] = {}
     for number in range(runs):
@@ -139,7 +153,7 @@ async def run(count: int, size: int, runs: int, names: list[str], scratch: Path)
             for name in names:
                 folder = Path(tempfile.mkdtemp(dir=scratch))
                 async with TARGETS[name](folder) as server:
-                    took = await send(server, images, associations)
+                    took = await send(sender, server, images, associations)
                     memory[name] = max(memory.get(name, 0), peak_memory_mb(server.pid))
                 seconds.setdefault((name, associations), []).append(took)
                 print(f"  run {number + 1}: {name}, {associations} association(s): {count / took:.0f}/s", flush=True)
@@ -160,6 +174,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0, help="instances a run (600, or 5,000 small ones)")
     parser.add_argument("--small", action="store_true", help="images of 0.1 MB")
     parser.add_argument("--runs", type=int, default=5, help="runs of each")
+    parser.add_argument("--sender", choices=SENDERS, default="storescu", help="what sends")
     parser.add_argument("--only", default="", help="names of the table, parted by semicolons")
     parser.add_argument("--dir", type=Path, default=ROOT / "var" / "bench", help="a folder on the disk to measure")
     chosen = parser.parse_args()
@@ -177,7 +192,7 @@ def main() -> None:
     chosen.dir.mkdir(parents=True, exist_ok=True)
     count = chosen.count or (5_000 if chosen.small else 600)
     with tempfile.TemporaryDirectory(prefix="store-", dir=chosen.dir) as folder:
-        asyncio.run(run(count, 224 if chosen.small else 512, chosen.runs, names, Path(folder)))
+        asyncio.run(run(count, 224 if chosen.small else 512, chosen.runs, names, chosen.sender, Path(folder)))
 
 
 if __name__ == "__main__":
