@@ -144,7 +144,7 @@ async def run(count: int, size: int, runs: int, names: list[str], sender: str, s
     make_images(images, count, size)
     megabytes = next(images.iterdir()).stat().st_size / 1e6
     print(
-        f"{count} instances of {megabytes:.2f} MB by {sender}, {runs} runs each, interleaved, median; instances a second\n"
+        f"{count} instances of {megabytes:.2f} MB by {sender}; medians of {runs} interleaved runs, instances a second\n"
     )
     seconds: dict[tuple[str, int], list[float]] = {}
     memory: dict[str, float] = {}
