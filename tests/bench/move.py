@@ -100,7 +100,7 @@ async def run(count: int, runs: int, max_pdu: int, scratch: Path) -> None:
         servers = {}
         for name, make in targets.items():
             servers[name] = await stack.enter_async_context(make(Path(tempfile.mkdtemp(dir=scratch)), port))
-            await send(servers[name], images, 1)
+            await send("storescu", servers[name], images, 1)
         for number in range(runs):
             for name, server in servers.items():
                 took = await asyncio.to_thread(move, server, study)

@@ -1,11 +1,12 @@
 """`regis test` picks groups by path, counts honestly, and knows when the lock is stale."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from deploy import checks
-from deploy.checks import Tally, chosen, pinned
+from deploy.checks import Group, Tally, chosen, pinned
 
 REPORT = """<testsuites><testsuite tests="7" failures="1" errors="1" skipped="2"/></testsuites>"""
 
@@ -47,3 +48,38 @@ def test_an_untranslated_message_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     (folder / "django.po").write_text(f'{header}msgid "Sign"\nmsgstr "Подписать"\n\nmsgid "Save"\nmsgstr ""\n')
     monkeypatch.setattr(checks, "ROOT", tmp_path)
     assert checks.translations_complete() == "app/locale/ru/LC_MESSAGES/django.po: 'Save' is missing"
+
+
+UNSTEADY = """
+import os, pathlib, pytest
+
+@pytest.mark.parametrize("number", range({failing}))
+def test_of_a_slow_machine(number):
+    tried = pathlib.Path(__file__).with_name(f"tried-{{number}}")
+    was_tried = tried.exists()
+    tried.touch()
+    assert was_tried and {at_last}
+
+def test_that_passes():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("failing", "at_last", "expected"),
+    [
+        (2, True, (True, 3, 0, 2)),
+        (2, False, (False, 1, 2, 0)),
+        (checks.MOST_UNSTEADY + 1, True, (False, 1, checks.MOST_UNSTEADY + 1, 0)),
+    ],
+    ids=["passes at last", "fails again", "too many"],
+)
+def test_few_that_fail_are_tried_once_more_and_told_as_unsteady(
+    tmp_path: Path, failing: int, at_last: bool, expected: tuple[bool, int, int, int]
+) -> None:
+    test = tmp_path / "test_unsteady.py"
+    test.write_text(UNSTEADY.format(failing=failing, at_last=at_last))
+    tally = Tally()
+    alone = ["-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:django", str(test)]
+    passed = checks.run_group(Group("a group of its own"), alone, tmp_path, tally)
+    assert (passed, tally.passed, tally.failed, len(tally.unsteady)) == expected
