@@ -81,5 +81,5 @@ def test_few_that_fail_are_tried_once_more_and_told_as_unsteady(
     test.write_text(UNSTEADY.format(failing=failing, at_last=at_last))
     tally = Tally()
     alone = ["-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:django", str(test)]
-    passed = checks.run_group(Group("a group of its own"), alone, tmp_path, tally)
+    passed = checks.run_group(Group("a group of its own", options=("-n", "0")), alone, tmp_path, tally)
     assert (passed, tally.passed, tally.failed, len(tally.unsteady)) == expected
