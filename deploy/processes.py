@@ -14,6 +14,9 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_PORTS = range(10_000, 32_000)
+"""Below those that systems give to outgoing connections."""
+_given: set[int] = set()
 
 
 def die_with_parent(stop_signal: int = signal.SIGTERM) -> None:
@@ -38,16 +41,26 @@ def as_child(parent: int) -> Callable[[], None]:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now, below those that systems give to outgoing connections.
+    """A TCP port of 127.0.0.1 that nobody has now and that this process was not given before.
 
     Raises: OSError when all that were tried are taken.
     """
     for _ in range(100):
-        port = 10_000 + secrets.randbelow(22_000)  # not by ``random``, whose sequence tests may fix
+        port = secrets.choice(_PORTS)  # not by ``random``, whose sequence tests may fix
+        if port in _given:  # whoever was given it may not listen yet
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
-    raise OSError(errno.EADDRINUSE, "no free port was found between 10000 and 32000")
+    raise OSError(errno.EADDRINUSE, f"no free port was found between {_PORTS.start} and {_PORTS.stop}")
+
+
+def take_ports_from(share: int, shares: int) -> None:
+    """Give this process ports of its own share of them: what others are given and do not listen on yet is not seen."""
+    global _PORTS
+    size = len(_PORTS) // shares
+    _PORTS = _PORTS[share * size : (share + 1) * size]
 
 
 def port_is_free(port: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from deploy import postgres, valkey
-from deploy.processes import as_child, free_port, wait_until
+from deploy.processes import as_child, free_port, take_ports_from, wait_until
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"central": "ris_central.settings", "node": "pacs_node.settings"}
@@ -136,11 +136,13 @@ def _prepare_run(groups: set[str]) -> None:
 
 
 def _prepare_process(worker: str | None) -> None:
-    """Give each process of the run its own data folders and its own valkey database."""
+    """Give each process of the run its own data folders, its own ports and its own valkey database."""
     scratch = Path(os.environ["REGIS_TEST_SCRATCH"], worker or "main")
     scratch.mkdir(exist_ok=True)
     os.environ["REGIS_CENTRE_DATA_DIR"] = str(scratch / "centre")
     os.environ["REGIS_NODE_DATA_DIR"] = str(scratch / "node")
+    if worker:
+        take_ports_from(int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     if url := os.environ.get("REGIS_TEST_VALKEY_URL"):
         number = int(worker.removeprefix("gw")) % 15 + 1 if worker else 0
         os.environ["REGIS_CENTRE_REDIS_URL"] = f"{url.rpartition('/')[0]}/{number}"

@@ -34,7 +34,7 @@ def test_a_child_ends_when_its_parent_is_killed_without_warning() -> None:
         child = int(parent.stdout.readline())
         assert _alive(child)
         parent.send_signal(signal.SIGKILL)
-        wait_until(lambda: not _alive(child), 10, "the child has ended")
+        wait_until(lambda: not _alive(child), 60, "the child has ended")
 
 
 def test_a_private_file_is_for_its_owner_only_and_is_replaced_whole(tmp_path: Path) -> None:
@@ -50,8 +50,13 @@ def test_a_port_that_is_listened_on_is_not_free() -> None:
     port = free_port()
     assert port_is_free(port)
     with subprocess.Popen([sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]) as server:
-        wait_until(lambda: not port_is_free(port), 10, "the port is taken")
+        wait_until(lambda: not port_is_free(port), 60, "the port is taken")
         server.terminate()
+
+
+def test_no_port_is_given_twice() -> None:
+    ports = [free_port() for _ in range(200)]
+    assert len(set(ports)) == 200
 
 
 def test_waiting_ends_with_the_name_of_what_did_not_come() -> None:
