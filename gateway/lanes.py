@@ -129,6 +129,7 @@ class Lane:
             row = deliveries.next_waiting(self.name, busy=excluded)
         if row is None:
             return None
+        throttle.carry(urgent=row.priority < rules.ROUTINE)  # it is this thread that does what is given back
         line = self._line
         if isinstance(self._place, Peer) and line is not None and row.size > CHUNK:
             return self._next_of_large(row, line)
@@ -288,8 +289,7 @@ class Lanes:
         if state is None:
             return LOOK_SECONDS
         judge = ledger.Judge(state)
-        cap, _ = rules.cap_at(judge.policy, judge.now)
-        throttle.set(cap * 125 if cap else None)
+        cap = judge.keep_cap()
         if ledger.in_force.adopt(judge):
             try:
                 changed = ledger.decide_again(judge)

@@ -14,7 +14,7 @@ from gateway import registry, rules
 from gateway.envelope import Configuration, DeliveryProgress, Directory, Held, OutsideDestination, Peer, Queue
 from gateway.models import Delivery, JoinState, OutboxEntry, StudyPriority
 from gateway.protocols import HeldInstance, InstanceOrigin
-from gateway.rates import traffic
+from gateway.rates import throttle, traffic
 from gateway.rules import Asked, Decision
 
 DELIVERY_PROGRESS: Final = "delivery.progress"
@@ -50,6 +50,12 @@ class Judge:
     def decide(self, destination: str, modality: str, asked: Asked | None) -> Decision | None:
         """See ``rules.decide``."""
         return rules.decide(self.policy, destination, modality, self.now, asked=asked, may_leave=self.may_leave)
+
+    def keep_cap(self) -> int | None:
+        """Have whatever takes from ``rates.throttle`` keep the cap of the hour; kilobits a second, None for no cap."""
+        cap, _ = rules.cap_at(self.policy, self.now)
+        throttle.set(cap * 125 if cap else None)
+        return cap
 
     def titles_at(self, destination: str) -> frozenset[str]:
         """AE titles under which instances come that are at this destination already."""

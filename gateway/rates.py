@@ -1,78 +1,165 @@
 """How fast bytes leave the node: a token bucket over everything it sends, and meters of what went."""
 
+import fcntl
 import os
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
+
+import structlog
 
 from gateway.paying import Paying
 
+log = structlog.get_logger(__name__)
+
 PIECE: Final = 1 << 16
 """Bytes that are asked for at once; what is capped flows evenly at this grain."""
+_SHARED: Final = "rate.now"
+"""The file in the folder of a node's data by which its processes keep one cap."""
 _BURST_SECONDS: Final = 0.5
 _METER_SECONDS: Final = 30.0
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.001, 1.0
 
 
+@dataclass
+class _Bucket:
+    """What may go now and what went before it might. All zero: no cap."""
+
+    rate: float = 0.0
+    credit: float = 0.0
+    owed_urgent: float = 0.0
+    owed: float = 0.0
+    at: float = 0.0
+
+
+_FORM: Final = struct.Struct("<5d")
+
+
 class Throttle:
-    """A token bucket. ``bytes_per_second`` None: no cap. A change counts at once."""
+    """A token bucket. ``bytes_per_second`` None: no cap. A change counts at once.
+
+    What somebody waits for is paid first: while it takes all of the cap, the rest waits.
+    """
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
-        self._rate: float | None = None
-        self._tokens = 0.0
-        self._at = clock()
+        self._bucket = _Bucket(at=clock())
+        self._file: int | None = None
+        self._thread = threading.local()
+
+    def share(self, data_dir: Path) -> None:
+        """Have one bucket with all processes of the node that keeps its data there; call it before they take of it.
+
+        ``clock`` must be that of the machine, as the monotonic one is.
+        """
+        with self._lock, self._or_alone():
+            self._file = os.open(data_dir / _SHARED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._held() as bucket:  # what a killed process owed never went
+            bucket.credit = bucket.owed_urgent = bucket.owed = 0.0
+
+    @contextmanager
+    def _held(self) -> Iterator[_Bucket]:
+        """The bucket, refilled, for as long as nobody else changes it."""
+        with self._lock, self._fetched():
+            self._refill(self._bucket)
+            yield self._bucket
+
+    @contextmanager
+    def _fetched(self) -> Iterator[None]:
+        """What the other processes left in the bucket; they find in it what this one leaves."""
+        with self._or_alone() as file:
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if len(said := os.pread(file, _FORM.size, 0)) == _FORM.size:
+                    self._bucket = _Bucket(*_FORM.unpack(said))
+        try:
+            yield
+        finally:
+            with self._or_alone() as file:
+                if file is not None:
+                    os.pwrite(file, _FORM.pack(*astuple(self._bucket)), 0)
+                    fcntl.flock(file, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _or_alone(self) -> Iterator[int | None]:
+        """The file that is shared. Where the disk cannot do it each process keeps the cap by itself, and images go."""
+        try:
+            yield self._file
+        except OSError as error:
+            log.warning("cap-not-shared", error=str(error))
+            if (file := self._file) is not None:
+                self._file = None
+                os.close(file)  # and with it goes the lock
+
+    def _refill(self, bucket: _Bucket) -> None:
+        now = self._clock()
+        came = max(0.0, now - bucket.at) * bucket.rate  # the clock begins anew with the machine
+        bucket.at = now
+        for debt in ("owed_urgent", "owed"):
+            paid = min(came, getattr(bucket, debt))
+            setattr(bucket, debt, getattr(bucket, debt) - paid)
+            came -= paid
+        bucket.credit = min(bucket.credit + came, bucket.rate * _BURST_SECONDS)
 
     @property
     def bytes_per_second(self) -> float | None:
         """The cap now."""
-        return self._rate
+        with self._held() as bucket:
+            return bucket.rate or None
 
     def set(self, bytes_per_second: float | None) -> None:
         """Change the cap."""
-        with self._lock:
-            if bytes_per_second != self._rate:
-                self._rate, self._tokens, self._at = bytes_per_second, 0.0, self._clock()
+        with self._held() as bucket:
+            if (bytes_per_second or 0.0) != bucket.rate:
+                bucket.rate = bytes_per_second or 0.0
+                bucket.credit = bucket.owed_urgent = bucket.owed = 0.0
+
+    def carry(self, *, urgent: bool) -> None:
+        """Whether somebody waits for what this thread takes from now on."""
+        self._thread.urgent = urgent
 
     def take(self, count: int) -> None:
         """Wait until ``count`` bytes may go."""
-        with self._lock:
-            if not self._rate:
+        urgent = getattr(self._thread, "urgent", False)
+        with self._held() as bucket:
+            if not bucket.rate:
                 return
-            self._refill()
-            self._tokens -= count  # a debt that later ones wait for as well, so all threads together keep the cap
-        while (wait := self._debt_seconds()) > 0:
+            spent = min(count, bucket.credit)
+            bucket.credit -= spent
+            if urgent:  # a debt that later ones wait for as well, so all threads together keep the cap
+                bucket.owed_urgent += count - spent
+            else:
+                bucket.owed += count - spent
+        while (wait := self._debt_seconds(urgent=urgent)) > 0:
             self._sleep(min(max(wait, _SHORTEST_WAIT), _LONGEST_WAIT))
 
-    def _debt_seconds(self) -> float:
-        with self._lock:
-            if not self._rate:
+    def _debt_seconds(self, *, urgent: bool) -> float:
+        with self._held() as bucket:
+            if not bucket.rate:
                 return 0.0
-            self._refill()
-            return -self._tokens / self._rate
+            return (bucket.owed_urgent + (0.0 if urgent else bucket.owed)) / bucket.rate
 
-    def _refill(self) -> None:
-        now, rate = self._clock(), self._rate or 0.0
-        self._tokens = min(self._tokens + (now - self._at) * rate, rate * _BURST_SECONDS)
-        self._at = now
-
-    def pieces(self, body: bytes | memoryview) -> Iterator[bytes]:
-        """A body in pieces, each when it may go."""
+    def pieces(self, body: bytes | memoryview, size: int = PIECE) -> Iterator[bytes]:
+        """A body in pieces of ``size``, each when it may go."""
         view = memoryview(body)
-        for start in range(0, len(view), PIECE):
-            piece = view[start : start + PIECE]
+        for start in range(0, len(view), size):
+            piece = view[start : start + size]
             self.take(len(piece))
             yield bytes(piece)
 
 
 throttle = Throttle()
-"""The one of this process: whatever carries images takes from it."""
+"""The one of this node (``share``): whatever carries images over the line takes from it."""
 
 
 class Meter:

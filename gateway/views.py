@@ -6,14 +6,16 @@ from io import SEEK_END
 from typing import BinaryIO, Final, cast
 
 import structlog
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
 
 from gateway import encoding, fetching, receiving, registry
 from gateway.envelope import problem
+from gateway.ledger import Judge
 from gateway.models import JoinState
+from gateway.rates import throttle
 from gateway.uploads import Upload
 from standards import http_signatures
 from standards.errors import PermanentError, RegisError, TransientError, trouble_of_database
@@ -22,6 +24,8 @@ from standards.uids import validated_uid
 log = structlog.get_logger(__name__)
 
 _STRETCH: Final = 4 << 20
+_GRAIN: Final = 1 << 14
+"""Many are fetched back at once, and none of them may be silent for as long as a line that is dead."""
 _STATUS: Final = {
     "signature-missing": 401,
     "signature-invalid": 401,
@@ -75,25 +79,35 @@ def _give(request: HttpRequest, sop_instance_uid: str) -> HttpResponseBase:
     ``encoding`` that it asks for, which the type of the answer then says.
     """
     try:
-        _, sender = _asked(request)
+        state, sender = _asked(request)
         dataset_sha256 = request.GET.get("dataset", "")
         if not fetching.delivered_by(sender, sop_instance_uid, dataset_sha256):
             raise PermanentError("never-delivered", f"{sender} has no receipt for this instance")
         key = registry.store().find(sop_instance_uid, dataset_sha256)
         if key is None:
             raise PermanentError("instance-gone", "it is not held here any more")
+        Judge(state).keep_cap()
         file = registry.store().open(key)
     except RegisError as error:
         log.warning("instance-not-given", sop_instance_uid=sop_instance_uid, error=str(error))
         return _refuse(error)
     if request.GET.get("encoding") == encoding.NAME:
-        response = StreamingHttpResponse(_encoded(file), content_type=fetching.ENCODED)
+        response = StreamingHttpResponse(_capped(_encoded(file)), content_type=fetching.ENCODED)
     else:
         length = file.seek(0, SEEK_END)
-        response = StreamingHttpResponse(_chunks(file), content_type="application/dicom")
+        response = StreamingHttpResponse(_capped(_chunks(file)), content_type="application/dicom")
         response["Content-Length"] = str(length)
     response["Cache-Control"] = "no-store"
     return response
+
+
+def _capped(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Parts when they may leave the site: somebody waits for them, so they go before what nobody asked for."""
+    if throttle.bytes_per_second is not None and not connection.in_atomic_block:
+        connection.close()  # it may be waiting for long
+    throttle.carry(urgent=True)
+    for part in parts:
+        yield from throttle.pieces(part, _GRAIN)
 
 
 def _encoded(file: BinaryIO) -> Iterator[bytes]:

@@ -16,8 +16,8 @@ from django.test import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import actions, registry, sending
-from gateway.envelope import Directory, InstanceDescription, JoinAnswer, Peer, Receipt
+from gateway import actions, rates, registry, sending
+from gateway.envelope import Configuration, Directory, InstanceDescription, JoinAnswer, Peer, Receipt
 from gateway.keys import is_signed, node_key, public_text, sign
 from gateway.models import IssuedReceipt
 from pacs_node.config import config
@@ -95,6 +95,40 @@ def test_an_instance_is_kept_and_answered_with_a_receipt_that_names_what_was_che
     kept = Instance.objects.get()
     with registry.store().open(kept.pk) as file:
         assert file.read() == sent.body
+
+
+def fetched(sent: Sent) -> Any:
+    path = f"/gateway/v1/instances/{sent.uid}?{urlencode({'to': sent.to, 'dataset': sent.ledger.dataset})}"
+    digest = hashlib.sha256(b"").digest()
+    return Client().get(path, headers=http_signatures.sign("GET", path, digest, sent.key, sent.keyid, sent.created))
+
+
+@pytest.mark.parametrize(("kilobits", "seconds"), [(800, 1.3), (0, 0.0), (None, 0.0)])
+def test_what_a_peer_fetches_back_keeps_the_cap_of_the_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kilobits: int | None, seconds: float
+) -> None:
+    """A cap of 0 lets only that go which somebody waits for; this is."""
+    waited: list[float] = []
+    closed: list[bool] = []
+    now = [1000.0]
+
+    def sleep(for_seconds: float) -> None:
+        assert closed, "no connection to the database is held while it waits"
+        waited.append(for_seconds)
+        now[0] += for_seconds
+
+    throttle = rates.Throttle(lambda: now[0], sleep)
+    monkeypatch.setattr("gateway.ledger.throttle", throttle)
+    monkeypatch.setattr("gateway.views.throttle", throttle)
+    windows = [] if kilobits is None else [{"since": "00:00", "until": "00:00", "kilobits_per_second": kilobits}]
+    actions.apply_configuration(Configuration.model_validate({"version": 1, "mirror": {"rates": windows}}))
+    sent = Sent(tmp_path, size=256)
+    assert sent.put().status_code == 200
+    monkeypatch.setattr(connection, "close", lambda: closed.append(True))
+    answer = fetched(sent)
+    assert answer.status_code == 200
+    assert b"".join(answer.streaming_content) == sent.body
+    assert seconds <= sum(waited) <= seconds * 1.2, f"{len(sent.body)} bytes"
 
 
 def test_the_same_instance_again_is_kept_once_and_gets_the_same_receipt(tmp_path: Path) -> None:

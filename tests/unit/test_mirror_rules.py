@@ -1,12 +1,16 @@
 """What the rules of the mirror let go, when, and how fast; no database and no waiting: the clock is given."""
 
+import errno
+import os
 import threading
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from gateway import rules
 from gateway.envelope import MirrorPolicy, MirrorRule, RateWindow
@@ -160,6 +164,87 @@ def test_threads_share_one_cap() -> None:
     for thread in threads:
         thread.join()
     assert clock.now - 1000 >= 1.99, "200 kB at 100 kB/s"
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3 * PIECE), st.booleans(), st.booleans()), min_size=1, max_size=60),
+    st.integers(1_000, 10_000_000),
+)
+def test_two_processes_of_a_node_keep_one_cap(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, bool, bool]], rate: int
+) -> None:
+    clock, folder = Clock(), tmp_path_factory.mktemp("node")
+    gateway, web = (Throttle(clock, clock.sleep) for _ in range(2))
+    for one in (gateway, web):
+        one.share(folder)
+    gateway.set(rate)
+    assert web.bytes_per_second == rate
+    for count, by_web, urgent in pieces:
+        one = web if by_web else gateway
+        one.carry(urgent=urgent)
+        one.take(count)
+    for file in (gateway._file, web._file):
+        assert file is not None
+        os.close(file)
+    seconds = sum(count for count, _, _ in pieces) / rate
+    assert seconds - 0.001 <= clock.now - 1000 <= seconds + 1.0
+
+
+def test_what_somebody_waits_for_goes_before_what_waits_already(tmp_path: Path) -> None:
+    """Six pieces of the mirror are waiting when a recall begins: it has the whole cap until it is through."""
+    clock = Clock()
+    order: list[str] = []
+
+    def recall(seconds: float) -> None:
+        """The mirror has begun to wait: in this time the other process gives back what somebody asked for."""
+        if not order:
+            order.append("recall begins")
+            begun = clock.now
+            web.carry(urgent=True)
+            for _ in range(4):
+                web.take(100_000)
+            assert clock.now - begun <= 4.1, "400 kB at 100 kB/s, whatever else waits"
+            order.append("recall ends")
+        clock.sleep(seconds)
+
+    gateway, web = Throttle(clock, recall), Throttle(clock, clock.sleep)
+    for one in (gateway, web):
+        one.share(tmp_path)
+    gateway.set(100_000)
+    gateway.take(600_000)
+    assert order == ["recall begins", "recall ends"]
+    assert clock.now - 1000 >= 9.99, "all together keep the cap"
+
+
+def test_a_machine_that_began_anew_is_no_reason_to_wait(tmp_path: Path) -> None:
+    before, after = Clock(), Clock()
+    after.now = 3.0
+    one = Throttle(before, before.sleep)
+    one.share(tmp_path)
+    one.set(1000)
+    one.take(1_000)
+    other = Throttle(after, after.sleep)
+    other.share(tmp_path)
+    other.take(2_000)
+    assert 4.9 <= after.now <= 5.1
+
+
+def test_a_disk_that_cannot_share_the_cap_keeps_nobody_from_sending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    throttle = Throttle(clock, clock.sleep)
+    throttle.share(tmp_path)
+    throttle.set(1_000)
+
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with capture_logs() as logs:
+        throttle.take(3_000)
+    assert 1002.9 <= clock.now <= 1003.1, "the cap is kept all the same"
+    assert [line["event"] for line in logs] == ["cap-not-shared"]
 
 
 def test_lifting_a_cap_lets_those_go_that_wait() -> None:

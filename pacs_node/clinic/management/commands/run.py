@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from gateway import runner
 from gateway.loops import Loop, join_all, set_on_signal
+from gateway.rates import throttle
 from pacs_node import proxying
 from pacs_node.config import NodeConfig, config
 from pacs_node.dimse import commitment, commitment_service
@@ -42,6 +43,7 @@ class Command(BaseCommand):
         gc.freeze()  # what was loaded stays: collecting garbage, as pynetdicom does every few seconds, need not walk it
         gc.set_threshold(50_000, 20, 20)  # an instance makes some thousand objects that die by themselves
         if options["process"] == "gateway":
+            throttle.share(config().data_dir)
             runner.run()
         elif options["process"] == "proxy":
             run_proxy()
@@ -64,6 +66,7 @@ def run_pacs() -> None:
     stopped = threading.Event()
     set_on_signal(stopped)
     settings = config()
+    throttle.share(settings.data_dir)
     removed = storage().clean_incoming()
     helper = fork_helper(partial(_help, settings)) if settings.dicom_processes > 1 else None
     web, dimse = WebServers(settings, application), DimseServer(settings, helper)
