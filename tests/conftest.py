@@ -7,9 +7,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
+import tests.pynetdicom_pauses  # noqa: F401  before anything associates
+
 ROOT = Path(__file__).parent.parent
+
+# A suite that is run again says the same, and a busy machine that is slow now and then says nothing about the code.
+# REGIS_TEST_EXPLORE=1 looks for examples that were never tried.
+settings.register_profile("regis", settings.get_profile("ci"), derandomize="REGIS_TEST_EXPLORE" not in os.environ)
+settings.load_profile("regis")
 
 
 @pytest.fixture(scope="session")

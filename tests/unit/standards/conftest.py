@@ -5,15 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from standards.uids import new_uid
-
-# A busy machine is slow now and then, which says nothing about the code; pytest's own timeout still holds.
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
 
 
 def make_image(**attributes: object) -> Dataset:
