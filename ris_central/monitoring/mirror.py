@@ -35,7 +35,7 @@ from standards.errors import PermanentError
 
 _ROWS = 40
 _LATELY = 12
-SENT_AT_ONCE = 200
+SENT_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,26 @@ def _described(difference: Difference) -> dict[str, Any]:
 @require_POST
 def send(request: HttpRequest, pk: int) -> HttpResponse:
     """Send what waits, is kept back by rule or failed, of all of the site; of one study also what a person holds."""
-    site = _site(request, pk)
+    site, kept = _site(request, pk), 0
     states = whereabouts.unfinished(DeliveryState.objects.filter(node__site=site))
     if wanted := request.POST.get("study"):
         states = states.filter(study=int(wanted) if wanted.isdecimal() else None)
     else:  # what somebody holds back is let go of one by one
-        states = states.filter(study__held_at=None)
         if request.POST.get("only") == "failed":
             states = states.filter(Q(failed__gt=0) | ~Q(last_error=""))
-    studies = Study.objects.in_bulk(list(dict.fromkeys(states.values_list("study_id", flat=True)[:SENT_AT_ONCE])))
+        held = set(sending.held_of(Study.objects.filter(deliveries__in=states)).values_list("pk", flat=True))
+        states, kept = states.exclude(study__in=held), len(held)
+    chosen = list(dict.fromkeys(states.order_by("pk").values_list("study_id", flat=True)))
+    studies = Study.objects.in_bulk(chosen[:SENT_AT_ONCE])
     asked = 0
     for study in studies.values():
         holding = SeriesHolder.objects.filter(series__study=study, count__gt=0).values("node")
         asked += bool(sending.send_now(study, Node.objects.filter(pk__in=holding, site=site), request=request))
     messages.success(request, _("Asked the node to send now: %(n)s studies.") % {"n": asked})
+    if kept:
+        messages.info(request, _("Held back by a person, to be let go of one by one: %(n)s studies.") % {"n": kept})
+    if (left := len(chosen) - SENT_AT_ONCE) > 0:
+        messages.warning(request, _("Not asked for yet, send again when these have gone: %(n)s studies.") % {"n": left})
     return redirect("site_mirror", site.pk)
 
 

@@ -76,6 +76,38 @@ def test_what_a_node_says_it_holds_by_hand_is_let_go_of_here_though_this_centre_
     assert not Command.objects.exists(), "a centre of yesterday does not send what somebody held back"
 
 
+def test_sending_all_passes_over_what_is_held_here_or_there_and_says_so(place: Place, browser_of: Browser) -> None:
+    here, there, neither = (region.Acquisition().arrive(place.clinic) for _ in range(3))
+    for study in (here, neither):
+        place.progress(study)
+    place.progress(there, held=[{"reason": "night", "instances": 1}, {"reason": "held", "instances": 2}])
+    browser = browser_of(place.engineer)
+    browser.post(f"/sites/{place.site.pk}/mirror/hold/{here.pk}/")
+    for only in ("", "failed"):
+        Command.objects.filter(type="study.send").delete()
+        place.progress(neither, failed=1, last_error="source-damaged")
+        page = browser.post(f"/sites/{place.site.pk}/mirror/send/", {"only": only}, follow=True).content.decode()
+        asked = Command.objects.filter(type="study.send").values_list("body__study_instance_uid", flat=True)
+        assert list(asked) == [neither.study_instance_uid]
+        assert "Asked the node to send now: 1 studies." in page
+        assert ("Held back by a person, to be let go of one by one: 2 studies." in page) == (not only), (
+            "failed ones: none"
+        )
+    browser.post(f"/sites/{place.site.pk}/mirror/send/", {"study": there.pk})
+    assert Command.objects.latest("pk").body["study_instance_uid"] == there.study_instance_uid, "one by one it goes"
+
+
+def test_more_than_are_sent_at_once_are_told(
+    place: Place, browser_of: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ris_central.monitoring.mirror.SENT_AT_ONCE", 2)
+    for _ in range(3):
+        place.progress(region.Acquisition().arrive(place.clinic))
+    page = browser_of(place.engineer).post(f"/sites/{place.site.pk}/mirror/send/", follow=True).content.decode()
+    assert Command.objects.filter(type="study.send").count() == 2
+    assert "Not asked for yet, send again when these have gone: 1 studies." in page
+
+
 def test_only_the_studys_own_site_and_the_administrator_hold_it_back(place: Place, browser_of: Browser) -> None:
     study = region.Acquisition().arrive(place.clinic)
     place.progress(study)

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 from django.core.cache import cache
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
 from gateway.envelope import HoldDelivery, SendStudy
 from ris_central.audit.actions import record
-from ris_central.catalogue.models import SeriesHolder, Study
+from ris_central.catalogue.models import DeliveryState, SeriesHolder, Study
 from ris_central.federation.actions import send_command
 from ris_central.federation.models import Command, Node
 
@@ -18,6 +18,8 @@ CONSULT = 10
 HURRY_SECONDS = 60
 _OF_A_STUDY = ("study.send", "delivery.hold")
 """Of these the last one counts."""
+_BY_A_PERSON = [{"reason": "held"}]
+"""What ``DeliveryProgress.held`` contains of a study that somebody holds back."""
 
 
 def hurry(study: Study, nodes: Iterable[Node]) -> None:
@@ -32,7 +34,13 @@ def hurry(study: Study, nodes: Iterable[Node]) -> None:
 
 def is_held(study: Study) -> bool:
     """Whether a person holds the study back, as this centre knows or as a node tells."""
-    return study.held_at is not None or study.deliveries.filter(told__held__contains=[{"reason": "held"}]).exists()
+    return study.held_at is not None or study.deliveries.filter(told__held__contains=_BY_A_PERSON).exists()
+
+
+def held_of(studies: QuerySet[Study]) -> QuerySet[Study]:
+    """Those of these that a person holds back, as this centre knows or as a node tells."""
+    told = DeliveryState.objects.filter(study=OuterRef("pk"), told__held__contains=_BY_A_PERSON)
+    return studies.filter(Q(held_at__isnull=False) | Exists(told))
 
 
 def nodes_of(study: Study) -> QuerySet[Node]:
