@@ -49,7 +49,7 @@ def lines(path: Path) -> list[str]:
 
 
 async def until(ready: Callable[[], bool]) -> None:
-    await asyncio.to_thread(wait_until, ready, 15, "it comes to pass")
+    await asyncio.to_thread(wait_until, ready, 60, "it comes to pass")
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ async def test_a_part_that_ends_before_it_is_healthy_is_named_with_its_last_word
     one = part("one", "import sys; print('no database'); sys.exit(3)", healthy=lambda: False)
     await supervisor.start(one)
     with pytest.raises(PartError, match=r"^one ended with code 3: no database \(all of it in .*one\.log\)$"):
-        await supervisor.wait_healthy([one], 20)
+        await supervisor.wait_healthy([one], 60)
     await supervisor.stop()
 
 
