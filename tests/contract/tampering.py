@@ -109,7 +109,7 @@ class MachineInTheMiddle:
         carried = {name: value for name, value in headers.items() if name.lower() not in ("host", "connection")}
         request = urllib.request.Request(self.upstream + path, data=body, headers=carried, method=method)
         try:
-            with urllib.request.urlopen(request, context=self._trust, timeout=60) as response:
+            with urllib.request.urlopen(request, context=self._trust, timeout=240) as response:
                 return Answer(response.status, response.read())
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.read())
