@@ -171,10 +171,10 @@ def test_a_file_that_rotted_on_the_clinics_disk_is_named_and_never_sent(setup: S
 
 def test_an_urgent_study_overtakes_what_waits(setup: Setup, tmp_path: Path) -> None:
     def refuse(passage: Passage) -> Answer:
-        return Answer(503, b'{"code": "busy"}')
+        return Answer(507, b'{"code": "storage-full"}')  # the archive's trouble, for which no instance is put off
 
     setup.middle.behaviour = refuse
-    routine, _ = make_series(30, tmp_path / "routine")
+    routine, _ = make_series(60, tmp_path / "routine")
     urgent, _ = make_series(3, tmp_path / "urgent")
     setup.region.take_in(setup.clinic, tmp_path / "routine")
     setup.region.take_in(setup.clinic, tmp_path / "urgent")
@@ -187,9 +187,8 @@ def test_an_urgent_study_overtakes_what_waits(setup: Setup, tmp_path: Path) -> N
         )
 
     wait_until(is_urgent, 240, "the command arrived")
-    setup.clinic.write("UPDATE gateway_delivery SET next_attempt_at = '2026-01-01 00:00:00' WHERE status = 'waiting'")
     setup.middle.behaviour = honest
-    setup.wait_for_receipts(routine, 30)
+    setup.wait_for_receipts(routine, 60)
     setup.wait_for_receipts(urgent, 3)
     last_urgent = setup.clinic.query(
         "SELECT max(receipted_at) FROM gateway_delivery WHERE study_instance_uid = ?", urgent
@@ -199,7 +198,7 @@ def test_an_urgent_study_overtakes_what_waits(setup: Setup, tmp_path: Path) -> N
         routine,
         last_urgent[0][0],
     )
-    assert int(str(earlier[0][0])) <= 24, "at most what was under way already"
+    assert int(str(earlier[0][0])) <= 48, "at most what was under way already"
 
 
 def test_a_node_with_zero_retention_lets_go_of_what_is_safe_and_of_nothing_else(setup: Setup, tmp_path: Path) -> None:
