@@ -48,7 +48,7 @@ class Part:
             self.process.wait()
             self.process = None
 
-    def stop(self, seconds: float = 60) -> int:
+    def stop(self, seconds: float = 180) -> int:
         """End it by SIGTERM; its exit code."""
         if self.process is None:
             return 0

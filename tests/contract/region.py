@@ -167,6 +167,15 @@ class Region:
                 return False
         return True
 
+    def heard_all(self, node: NodeUnderTest) -> bool:
+        """Whether the centre took every event of the node, and nothing waits to be numbered."""
+        waiting = node.query("SELECT count(*) FROM gateway_outboxentry")[0][0]
+        highest = node.query(
+            "SELECT max(seq) FROM gateway_numberedevent WHERE epoch = (SELECT epoch FROM gateway_joinstate)"
+        )[0][0]
+        cursor = self.ask("SELECT cursor FROM federation_node WHERE name = %s", node.name)[0][0]
+        return waiting == 0 and cursor == (highest or 0)
+
     def forget(self) -> None:
         """Empty the centre's cache: who could not be reached a moment ago, who was asked to hurry."""
         cache = redis.Redis.from_url(self.centre.environment["REGIS_CENTRE_REDIS_URL"])

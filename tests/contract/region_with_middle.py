@@ -37,7 +37,7 @@ class Setup:
             study,
         )
 
-    def wait_for_receipts(self, study: str, count: int, seconds: float = 200) -> None:
+    def wait_for_receipts(self, study: str, count: int, seconds: float = 240) -> None:
         def done() -> bool:
             return [row[1] for row in self.deliveries(study)] == ["receipted"] * count
 
@@ -52,17 +52,8 @@ class Setup:
 
     def wait_for_centre(self, node: NodeUnderTest) -> None:
         """Until the centre took every event of the node, and nothing waits to be numbered."""
-
-        def done() -> bool:
-            waiting = node.query("SELECT count(*) FROM gateway_outboxentry")[0][0]
-            highest = node.query(
-                "SELECT max(seq) FROM gateway_numberedevent WHERE epoch = (SELECT epoch FROM gateway_joinstate)"
-            )[0][0]
-            cursor = self.region.ask("SELECT cursor FROM federation_node WHERE name = %s", node.name)[0][0]
-            return waiting == 0 and cursor == highest
-
         try:
-            wait_until(done, 150, f"the centre has all of {node.name}")
+            wait_until(lambda: self.region.heard_all(node), 240, f"the centre has all of {node.name}")
         except TimeoutError:
             pytest.fail(self.region.last_words())
 
@@ -71,7 +62,7 @@ class Setup:
         study = new_uid()
         self.region.send(node.name, {"type": "study.send", "study_instance_uid": study, "priority": 10})
         came = "SELECT count(*) FROM gateway_studypriority WHERE study_instance_uid = ?"
-        wait_until(lambda: node.query(came, study) == [(1,)], 120, f"{node.name} hears commands")
+        wait_until(lambda: node.query(came, study) == [(1,)], 240, f"{node.name} hears commands")
         return int(str(node.query("SELECT last_command_seq FROM gateway_joinstate")[0][0]))
 
     def announced(self, node: NodeUnderTest, study: str) -> list[str]:
