@@ -49,7 +49,7 @@ class _Answer:
         self.stored: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         self.other_failures: list[dict[str, Any]] = []
-        self.warned = self.full = self.refused = False
+        self.warned = self.full = self.failing = self.refused = False
         self.studies: set[str] = set()
 
     def add(self, done: Ingested, header: Header) -> None:
@@ -96,10 +96,11 @@ class _Answer:
         return body | {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
 
     def status(self) -> int:
-        """200 all stored, 202 some or with warnings, 409 none; 507 none because the disk is full, 403 none by right."""
+        """200 all stored, 202 some or with warnings, 409 none; 507 none because the disk is full, 503 none because the
+        storage fails, 403 none by right."""
         failures = len(self.failed) + len(self.other_failures)
         if not self.stored:
-            return 507 if self.full else 403 if self.refused else 409
+            return 507 if self.full else 503 if self.failing else 403 if self.refused else 409
         return 202 if failures or self.warned else 200
 
 
@@ -289,3 +290,7 @@ class _Transaction:
             log.warning("stow.item_refused", code=error.code)
             self.answer.full = self.answer.full or error.code == "storage-full"
             self.answer.fail(status_of(error), header)
+        except OSError as error:  # as C-STORE: a disk that may only be read, a folder without rights
+            log.error("stow.storage", code="storage-failed", detail=error.strerror or type(error).__name__)
+            self.answer.failing = True
+            self.answer.fail(OUT_OF_RESOURCES, header)

@@ -8,6 +8,7 @@ import pytest
 from django.test import Client
 
 from pacs_node.clinic.models import AuditEntry
+from pacs_node.storage.layout import study_key
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.models import Instance
 from standards.errors import TransientError
@@ -82,6 +83,22 @@ def test_nothing_stored_is_a_conflict(post: Any) -> None:
     response = post(message([b"rubbish"]))
     assert response.status_code == 409
     assert response.json()["0008119A"]["Value"][0]["00081197"]["Value"] == [0xC001]
+
+
+def test_a_storage_that_fails_for_one_study_is_answered_for_and_takes_the_others(post: Any) -> None:
+    blocked, sop = new_uid(), new_uid()
+    in_the_way = storage().root / study_key(blocked)
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.write_text("a file where the folder of the study belongs")
+    failing = ct_slice(blocked, new_uid(), sop=sop)
+    response = post(message([failing, ct_slice(new_uid(), new_uid())]))
+    assert response.status_code == 202
+    (item,) = response.json()["00081198"]["Value"]
+    assert (item["00081155"]["Value"], item["00081197"]["Value"]) == ([sop], [0xA700])
+    assert Instance.objects.count() == 1
+    assert post(message([failing])).status_code == 503
+    in_the_way.unlink()
+    assert post(message([failing])).status_code == 200
 
 
 def test_an_item_of_another_study_than_the_address_is_refused_by_name(post: Any) -> None:
