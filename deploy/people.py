@@ -21,7 +21,7 @@ class Person:
 
     def __init__(self, url: str, username: str, password: str) -> None:
         self.username, self.password, self.url = username, password, url
-        self._client = httpx.Client(base_url=url, follow_redirects=True, timeout=30)
+        self._client = httpx.Client(base_url=url, follow_redirects=True, timeout=120)
         page = self._client.get("/login/")
         page.raise_for_status()
         answer = self._client.post(
@@ -79,7 +79,7 @@ def expect_refusal(status: str, act: Callable[[], object]) -> None:
         raise AssertionError(f"it was not refused with {status}")
 
 
-def until(what: str, ask: Callable[[], T | None], seconds: float = 60) -> T:
+def until(what: str, ask: Callable[[], T | None], seconds: float = 240) -> T:
     """Ask until there is an answer.
 
     Raises: TransientError("not-in-time") that says what was waited for.

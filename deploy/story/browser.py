@@ -22,6 +22,8 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+PATIENCE = 120_000
+"""Milliseconds for any step: it draws without a graphics card, perhaps on a busy machine."""
 
 
 def chromium() -> str | None:
@@ -41,7 +43,7 @@ class Eyes:
     def __init__(self, program: str, screenshots: Path) -> None:
         self._playwright = sync_playwright().start()
         self._profile = tempfile.TemporaryDirectory(prefix="regis-browser-")
-        self._browser: Browser = self._playwright.chromium.launch(executable_path=program, args=FLAGS)
+        self._browser: Browser = self._playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=PATIENCE)
         self.screenshots = screenshots
         screenshots.mkdir(parents=True, exist_ok=True)
 
@@ -57,7 +59,9 @@ class Eyes:
 
     def context(self) -> BrowserContext:
         """A fresh browser window of a work station."""
-        return self._browser.new_context(viewport={"width": 1366, "height": 768}, locale="ru-RU")
+        made = self._browser.new_context(viewport={"width": 1366, "height": 768}, locale="ru-RU")
+        made.set_default_timeout(PATIENCE)
+        return made
 
     def log_in(self, url: str, username: str, password: str) -> Page:
         """Log in through the page as a person does. Raises: PermanentError("login-failed")."""
@@ -65,8 +69,8 @@ class Eyes:
         page.goto(f"{url}/login/")
         page.fill("input[name=username]", username)
         page.fill("input[name=password]", password)
-        page.click("form [type=submit]")
-        page.wait_for_load_state()
+        with page.expect_navigation():  # a busy centre takes its time over a password
+            page.click("form [type=submit]")
         if "/login" in page.url:
             raise PermanentError("login-failed", f"{username} was not let in")
         return page
@@ -78,7 +82,7 @@ class Eyes:
         return path
 
     @staticmethod
-    def wait_for_picture(area: Locator, what: str, seconds: float = 90) -> None:
+    def wait_for_picture(area: Locator, what: str, seconds: float = 180) -> None:
         """Wait until the area shows an image. Raises: PermanentError("no-picture")."""
         area.wait_for(timeout=seconds * 1000)
         for _ in range(int(seconds * 2)):

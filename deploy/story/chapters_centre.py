@@ -54,7 +54,7 @@ def report_study(stage: Stage) -> str:
         report = stage.person("radiologist").json("/api/v1/reports", study=study)["results"][0]
         return report if report["documents"] and all(d["stored_at"] for d in report["documents"]) else None
 
-    report = until("PDF and SR are at the archive", stored, 90)
+    report = until("PDF and SR are at the archive", stored)
     assert (report["status"], report["findings"]) == ("final", FINDINGS), f"{report['status']}: {report['findings']}"
     pdf = stage.person("radiologist").get(f"/reports/{report['id']}/report.pdf").content
     assert pdf.startswith(b"%PDF-"), "the PDF is none"
@@ -80,7 +80,7 @@ def _write_and_sign(eyes: Eyes, page: Page, url: str) -> None:
         "() => !localStorage.getItem('regis-report-' + document.getElementById('report-form').dataset.study)"
     )
     page.press("#report-conclusion", "Control+Enter")
-    page.wait_for_selector("#report .state-final", timeout=30_000)
+    page.wait_for_selector("#report .state-final")
     eyes.keep(page, "study-signed")
 
 
@@ -98,7 +98,7 @@ def consult_expert(stage: Stage) -> str:
     expert, consult = stage.person("expert"), f"/api/v1/consults/{asked['id']}"
     assert stage.studies("expert", stage.study_instance_uid), "the expert does not see the study of the consult"
     expert.send(f"{consult}/take", {"minutes": 20})
-    ready = until("all images are ready for the expert", lambda: _ready(expert.json(consult)), 90)
+    ready = until("all images are ready for the expert", lambda: _ready(expert.json(consult)))
     if stage.eyes is not None:
         page = stage.eyes.log_in(stage.url, "expert", stage.user("expert")["password"])
         page.goto(f"{stage.url}/consults/{asked['id']}/")
@@ -129,7 +129,7 @@ def order_disc(stage: Stage) -> str:
         assert job["status"] != "failed", f"{job['error_code']}: {job['error_detail']}"
         return job if job["status"] == "completed" else None
 
-    job = until("the disc is built and verified", finished, 180)
+    job = until("the disc is built and verified", finished)
     assert job["verified_at"], "the disc was not verified"
     folder = Path(tempfile.mkdtemp(prefix="disc-", dir=stage.info.directory))
     try:
@@ -163,7 +163,7 @@ def _open_disc(eyes: Eyes, files: Path) -> None:
     page.goto((files / "INDEX.HTM").as_uri())
     page.wait_for_load_state()
     name = PATIENT.split("^")[0]
-    page.get_by_text(name).first.wait_for(timeout=30_000)
+    page.get_by_text(name).first.wait_for()
     eyes.wait_for_picture(page.locator("canvas").first, "the viewer of the disc")
     eyes.keep(page, "disc")
     page.context.close()
@@ -191,7 +191,7 @@ def cut_and_restore(stage: Stage) -> str:
         rows = stage.studies("radiologist-b", uid)
         return rows[0] if rows and rows[0]["instances_safe"] == images else None
 
-    study = until("everything of clinic B is safe", arrived, 180)
+    study = until("everything of clinic B is safe", arrived)
     assert study["instances_known"] == images, f"{study['instances_known']} known of {images}"
     with stage.node_client("archive", uid) as client:
         found = client.get(f"/studies/{uid}/instances").raise_for_status().json()

@@ -71,7 +71,7 @@ def watch_it_arrive(stage: Stage) -> str:
         rows = stage.studies("radiologist", uid)
         return bool(rows) and rows[0]["instances_known"] == rows[0]["instances_safe"] == count
 
-    until(f"{count} of {count} safe at the archive", safe, 120)
+    until(f"{count} of {count} safe at the archive", safe)
     stage.study = stage.studies("radiologist", uid)[0]
     held = {}
     for name in ("clinic-a", "archive"):
@@ -86,7 +86,7 @@ def watch_it_arrive(stage: Stage) -> str:
 
     until("clinic and archive are known to hold all", lambda: holders() == ["archive", "clinic-a"])
     for folder_study, taken in stage.folder_studies.items():
-        until(f"{taken} of {folder_study} safe at the archive", partial(_safe, stage, folder_study, taken), 180)
+        until(f"{taken} of {folder_study} safe at the archive", partial(_safe, stage, folder_study, taken))
     extra = f"; {sum(stage.folder_studies.values())} of --data too" if stage.folder_studies else ""
     return f"{count} of {count} safe, held by clinic and archive{extra}"
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CHAPTERS = 9
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_story_holds_from_booking_to_a_restored_link(directory: Path, port_base: int) -> None:
     command = [sys.executable, "-P", "-m", "deploy", "demo", "--dir", str(directory), "--port-base", str(port_base)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("REGIS_")}
@@ -25,7 +25,7 @@ def test_the_story_holds_from_booking_to_a_restored_link(directory: Path, port_b
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=850,
+        timeout=1700,
         check=False,
         preexec_fn=as_child(os.getpid()),
     )
