@@ -257,7 +257,7 @@ def _changes(entry: Mapping[str, Any], name: str) -> Changes:
         charset_to=target,
         removed=tuple(_changeable(conditions.tag(one), any_vr=True) for one in removed),
         copied=tuple(
-            (_changeable(conditions.tag(to)), conditions.tag(source))
+            (_changeable(conditions.tag(to)), _text(conditions.tag(source)))
             for to, source in _table(entry, "copy_tag").items()
         ),
         mapped=tuple(
@@ -267,6 +267,12 @@ def _changes(entry: Mapping[str, Any], name: str) -> Changes:
         values=tuple((_changeable(conditions.tag(one)), str(value)) for one, value in _table(entry, "set").items()),
         deidentify=bool(entry.get("deidentify", False)),
     )
+
+
+def _text(tag: Tag) -> Tag:
+    if tag.vr and tag.vr not in TEXT_LIKE_VRS:
+        raise PermanentError("invalid-rules", f"{tag.keyword} is {tag.vr}, and rules copy text only")
+    return tag
 
 
 def _changeable(tag: Tag, *, any_vr: bool = False) -> Tag:

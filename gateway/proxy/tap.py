@@ -28,7 +28,7 @@ from standards.part10 import Provenance, write_file_meta
 
 log = structlog.get_logger(__name__)
 
-_POLL_SECONDS: Final = 0.5
+_AGAIN_SECONDS: Final = 10.0
 _ACCEPTED: Final = 0x0000
 _LOOKED_AT: Final = 1 << 14
 _STUDY: Final = re.compile(rb"\x20\x00\x0d\x00(?:UI..|..\x00\x00)([0-9.]{1,64})", re.DOTALL)
@@ -242,12 +242,31 @@ class Tap:
     # Finishing
 
     def _finish_all(self) -> None:
-        while (path := self._answered.get()) is not None:
-            try:
-                self._finish(path)
-            except Exception:  # the boundary of the thread; the file stays in answered/ and is tried at the next start
-                log.exception("tap-not-finished")
-                self._journal.count("failure:tap-not-finished")
+        waiting: dict[Path, float] = {}
+        """What the disk did not take, and when it is tried again."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                if (path := self._answered.get(timeout=_AGAIN_SECONDS if waiting else None)) is None:
+                    return
+                self._try_to_finish(path, waiting)
+            for late in [one for one, at in waiting.items() if at <= time.monotonic()]:
+                self._try_to_finish(late, waiting)
+
+    def _try_to_finish(self, path: Path, waiting: dict[Path, float]) -> None:
+        """A file that cannot be finished stays in ``answered/``: until the disk can, or the next start."""
+        before = waiting.pop(path, None)
+        try:
+            self._finish(path)
+        except FileNotFoundError:  # somebody deleted the spool
+            log.exception("tap-not-finished")
+            self._journal.count("failure:tap-not-finished")
+        except OSError as error:
+            waiting[path] = time.monotonic() + _AGAIN_SECONDS
+            if before is None:
+                self._journal.event("tap-not-finished", error=error.strerror or str(error))
+        except Exception:  # the boundary of the thread
+            log.exception("tap-not-finished")
+            self._journal.count("failure:tap-not-finished")
 
     def _finish(self, path: Path) -> None:
         with path.open("rb") as file:

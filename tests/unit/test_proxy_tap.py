@@ -1,5 +1,6 @@
 """The queue between what passes and a disk that is slow or hangs."""
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import wait_until
-from gateway.proxy import journal
+from gateway.proxy import journal, rules
 from gateway.proxy.conditions import Sender
 from gateway.proxy.copying import Copying
 from gateway.proxy.journal import Journal
 from gateway.proxy.rules import Rules
 from gateway.proxy.spool import Spool
 from gateway.proxy.tap import Patience, Tap, Tapped
+from tests.factories.dicom import ct_series, part10
 
 SENDER = Sender("CT1", "OLDPACS", "127.0.0.1")
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -86,3 +88,39 @@ def test_a_piece_that_never_fits_is_not_waited_for(tap: Tap) -> None:
     tap.piece(image, memoryview(bytes(4 * len(PIECE))))
     assert image.trouble.startswith("too-slow")
     assert tap._patience.left() == Patience._MOST_SECONDS, "nor is patience spent on it"
+
+
+class Full(Spool):
+    """A real folder that takes no copies while it is told to be full."""
+
+    refusals = 0
+    is_full = True
+
+    def hand(self, path: Path, destination: str) -> None:
+        if self.is_full:
+            self.refusals += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().hand(path, destination)
+
+
+def test_a_copy_that_the_disk_did_not_take_is_made_as_soon_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.proxy.tap._AGAIN_SECONDS", 0.05)
+    full, told = Full(tmp_path / "spool"), Journal(tmp_path)
+    all_to_node = rules.read({"rule": [{"name": "all", "copy": "node"}]})
+    tap = Tap(full, told, Copying(full, told, lambda: all_to_node, b""), most_queued_bytes=1 << 20, least_free_bytes=0)
+    tap.start()
+    (dataset,) = ct_series(1)
+    whole = part10(dataset)
+    image = tap.begin(SENDER, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), EXPLICIT)
+    tap.piece(image, memoryview(whole[144 + int.from_bytes(whole[140:144], "little") :]))
+    tap.end(image, 0)
+    try:
+        wait_until(lambda: full.refusals > 2, 60, "it is tried again and again")
+        assert [line["error"] for line in journal.lines(tmp_path, "events")] == ["No space left on device"], "said once"
+        full.is_full = False
+        wait_until(lambda: not any(full.answered.iterdir()), 60, "it is finished")
+        assert len(full.waiting("node")) == 1
+    finally:
+        tap.stop(30)

@@ -119,6 +119,7 @@ def test_the_first_drop_or_route_counts_and_stop_ends() -> None:
         ('[[rule]]\nname = "x"\ncharset = "klingon"', "klingon"),
         ('[[rule]]\nname = "x"\nset = { Rows = "1" }', "text only"),
         ('[[rule]]\nname = "x"\nset = { SOPInstanceUID = "1" }', "SOP Instance UID"),
+        ('[[rule]]\nname = "x"\ncopy_tag = { ImageComments = "Rows" }', "Rows is US"),
         ('[[rule]]\nname = "x"\nwhen = { PatientID = "/(/" }\ndrop = true', "regular expression"),
         ('[[rule]]\nname = "x"\ndrop = true\n[[rule]]\nname = "x"\ndrop = true', "two rules"),
         ('[old_pacs]\nwhen_down = "panic"', "panic"),
