@@ -48,6 +48,19 @@ def test_the_texts_of_a_data_set_together_make_sure(name: list[str], written_in:
     assert found.codec == written_in
 
 
+@pytest.mark.parametrize("name", ["Ыдырыс^Чынгыз", "МедЦентр РентгенЛаб", "Нгуен^Тхи", "Мкртчян^Ашот"])
+@pytest.mark.parametrize("written_in", CANDIDATES)
+@pytest.mark.parametrize("declared", ["ISO_IR 100", "ISO_IR 144", "ISO_IR 192"])
+def test_capitals_within_words_give_a_wrong_guess_away(name: str, written_in: str, declared: str) -> None:
+    """Names of rare letters, alone: nothing else tells."""
+    found = detect([name.encode(written_in)], declared)
+    if (written_in, declared) in (("iso8859_5", "ISO_IR 144"), ("utf_8", "ISO_IR 192")):
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.codec, found.preview) == (written_in, name)
+
+
 @pytest.mark.parametrize("written_in", CANDIDATES)
 @pytest.mark.parametrize("declared", ["", "ISO_IR 100", "ISO_IR 144"])
 def test_rare_letters_and_signs_do_not_mislead(written_in: str, declared: str) -> None:
