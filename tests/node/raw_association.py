@@ -1,13 +1,16 @@
 """An association made of bytes, for peers that do not keep to the standard: nothing here checks what it sends."""
 
 import contextlib
+import os
 import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
+from deploy.processes import wait_until
 from standards import upper_layer
 from tests.node.conftest import AE_TITLE, NodeProcess
 
@@ -19,6 +22,7 @@ JPEG_LS = "1.2.840.10008.1.2.4.80"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 VERIFICATION = "1.2.840.10008.1.1"
+_LISTENING = "0A"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 Context = tuple[str, str]
@@ -159,10 +163,38 @@ def aborted(plain: socket.socket, seconds: float = 30) -> tuple[int, int] | None
     return found
 
 
+def all_ended(node: NodeProcess) -> None:
+    """Wait until the node has let go of all associations."""
+    wait_until(lambda: not connections(node), 120, "the associations before this have ended")
+
+
+def connections(node: NodeProcess) -> int:
+    """How many connections of its DICOM port both processes of a node hold, those too that the peer has reset."""
+    assert node.process is not None
+    first = str(node.process.pid)
+    helpers = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    count = -len(helpers)  # each has the socket of a port that it never listens on
+    for process in (first, *helpers):
+        tcp = (line.split() for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:])
+        port = f":{node.dicom_port:04X}"
+        other = {line[9] for line in tcp if not line[1].endswith(port) or line[3] == _LISTENING}
+        other |= {line.split()[6] for line in Path(f"/proc/{process}/net/unix").read_text().splitlines()[1:]}
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                kind, _, number = os.readlink(descriptor).partition(":")
+                count += kind == "socket" and number.strip("[]") not in other
+    return count
+
+
 @contextlib.contextmanager
 def logged(node: NodeProcess) -> Iterator[list[str]]:
-    """What the node writes to its log while the block runs, a line each; complete when the block has ended."""
+    """What the node writes to its log while the block runs, a line each; complete when the block has ended.
+
+    The block begins when the associations before it are over: what ends them may be written after their peers left.
+    """
+    all_ended(node)
     lines: list[str] = []
     before = node.log.stat().st_size
     yield lines
-    lines += node.log.read_bytes()[before:].decode("utf-8").splitlines()
+    written = node.log.read_bytes()[before:].decode("utf-8").splitlines()
+    lines += [line for line in written if '"commitment-' not in line]  # reports are brought again at any time

@@ -289,7 +289,7 @@ def read(content: bytes) -> tuple[Header | None, PermanentError | None]:
         return None, error
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(_mutations())
 @example([(0.5, "over", b"\xff" * 4)])
 def test_a_fuzzed_file_is_refused_by_name_or_can_be_indexed(changes: list[tuple[float, str, bytes]]) -> None:
@@ -307,7 +307,7 @@ def test_a_fuzzed_file_is_refused_by_name_or_can_be_indexed(changes: list[tuple[
     assert len(dataset_sha256(io.BytesIO(content))) == 64
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(_mutations(), min_size=1, max_size=3), st.booleans())
 @example([[(0.0, "over", b"\xff" * 4)]], True)
 def test_fuzzed_data_sets_are_answered_one_by_one_on_one_association(

@@ -33,6 +33,7 @@ from tests.node.raw_association import (
     Context,
     RawAssociation,
     aborted,
+    all_ended,
     association_request,
     connect,
     logged,
@@ -118,7 +119,7 @@ def test_a_wrong_pdu_is_answered_with_the_abort_that_says_why(
     (line,) = lines_of(log)
     assert (line["event"], line["calling_ae_title"]) == ("association-ended", "MODALITY")
     assert line["code"]
-    wait_until(lambda: not list((node_process.storage / "incoming").iterdir()), 20, "what was half received is gone")
+    wait_until(lambda: not list((node_process.storage / "incoming").iterdir()), 120, "what was half received is gone")
     serves(node_process)
 
 
@@ -267,7 +268,10 @@ def test_a_peer_that_goes_at_any_stage_leaves_nothing(
             if how == "reset":
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             plain.close()
-        wait_until(lambda: not list((node_process.storage / "incoming").iterdir()), 20, "nothing half received is left")
+        wait_until(
+            lambda: not list((node_process.storage / "incoming").iterdir()), 120, "nothing half received is left"
+        )
+        all_ended(node_process)
     lines_of(log)
     assert node_process.sql("SELECT count(*) FROM study_index_instance") == before
     serves(node_process)
@@ -282,7 +286,7 @@ _STREAM = (
 
 
 @BOTH
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
@@ -318,7 +322,7 @@ def test_a_fuzzed_stream_of_pdus_ends_by_itself_in_named_lines(
     assert {line.get("code") for line in lines}.isdisjoint({"unexpected", "storage-failed"})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
@@ -376,7 +380,7 @@ def test_a_peer_that_never_asked_rightly_is_given_back_at_once(node_process: Nod
             if len(sent) > 50 or sent.startswith(b"GET"):
                 assert upper_layer.read_pdu(plain, 1 << 20, None) is not None
     # pynetdicom by itself would wait for thirty seconds.
-    wait_until(lambda: _held(node_process) < before + 8, 15, "threads and sockets are given back")
+    wait_until(lambda: _held(node_process) < before + 8, 25, "threads and sockets are given back")
 
 
 @BOTH
