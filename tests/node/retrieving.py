@@ -53,13 +53,15 @@ class Receiver:
     status: Callable[[evt.Event], int] = lambda event: 0
     server: Any = None
 
-    def listen(self, contexts: list[tuple[str, list[UID]]], *, max_pdu: int = 16382) -> None:
+    def listen(
+        self, contexts: list[tuple[str, list[UID]]], *, max_pdu: int = 16382, handlers: Sequence[Any] = ()
+    ) -> None:
         entity = AE(ae_title=self.ae_title)
         entity.maximum_pdu_size = max_pdu
         for sop_class, syntaxes in contexts:
             entity.add_supported_context(sop_class, syntaxes)
-        handlers = [(evt.EVT_C_STORE, self._keep), (evt.EVT_ESTABLISHED, self._count)]
-        self.server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        own = [(evt.EVT_C_STORE, self._keep), (evt.EVT_ESTABLISHED, self._count)]
+        self.server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[*own, *handlers])
         self.node.admit(self.ae_title, host="127.0.0.1", port=self.server.server_address[1])
 
     def _count(self, _event: evt.Event) -> None:
