@@ -90,7 +90,7 @@ def test_what_was_typed_is_there_after_the_node_was_killed_and_the_page_loaded_a
     kept(page)
     assert doctor.node.sql("SELECT findings FROM offline_reportdraft") == [("Очаг 5 мм в S6, без динамики",)]
     page.reload()
-    assert page.input_value("#findings") == "Очаг 5 мм в S6, без динамики"
+    expect(page.locator("#findings")).to_have_value("Очаг 5 мм в S6, без динамики", timeout=SLOW)
 
 
 def test_a_text_that_only_the_browser_has_is_offered_when_the_page_opens_again(doctor: Doctor) -> None:
@@ -134,8 +134,8 @@ def test_an_examination_is_registered_by_keyboard_alone(doctor: Doctor) -> None:
     expect(again.locator(".found")).to_have_count(1, timeout=SLOW)
     again.press("#find", "ArrowDown")
     again.keyboard.press("Enter")
-    assert again.input_value("#name") == "Выдумкин Пример Ёлкович"
-    expect(again.locator("#number")).to_contain_text("PA00000001")
+    expect(again.locator("#name")).to_have_value("Выдумкин Пример Ёлкович", timeout=SLOW)
+    expect(again.locator("#number")).to_contain_text("PA00000001", timeout=SLOW)
 
 
 @pytest.mark.parametrize("language", ["ru", "en"])

@@ -43,8 +43,8 @@
       if (answer.ok && isJson) {
         version = body.version;
         saved = sent;
-        if (same(saved, text())) forget(); else keep();
-        say(done ? "given" : "saved", ` ${body.saved_at}`);
+        if (!same(saved, text())) keep();  // what was typed meanwhile is still on its way
+        else { forget(); say(done ? "given" : "saved", ` ${body.saved_at}`); }
       } else if (body.current) disagree(body.current, body.title);
       else { say("refused"); timer = setTimeout(() => save(done), 10000); }
     } catch {
@@ -52,7 +52,13 @@
       timer = setTimeout(() => save(done), 3000);
     } finally { busy = false; }
   }
-  function typed() { keep(); say("typing"); clearTimeout(timer); timer = setTimeout(() => save(), 700); }
+  function typed() {
+    keep();
+    if (conflict) { find("mine").textContent = joined(text()); return; }
+    say("typing");
+    clearTimeout(timer);
+    timer = setTimeout(() => save(), 700);
+  }
   findings.addEventListener("input", typed);
   conclusion.addEventListener("input", typed);
   form.addEventListener("submit", (event) => { event.preventDefault(); save("1"); });
