@@ -126,10 +126,11 @@ def test_what_passes_is_counted(
     assert sent.returncode == 0, sent.stderr
     assert dcmtk("echoscu", proxy.port).returncode == 0
     wait_until(lambda: shown(client).get('regis_node_proxy_copied_total{destination="AWAY"}') == 3, 90, "it is counted")
+    released = 'regis_node_proxy_associations_total{outcome="released"}'
+    wait_until(lambda: shown(client).get(released) == 2, 90, "both associations are counted")
     wait_until(lambda: not shown(client)["regis_node_proxy_associations_open"], 60, "all have ended")
     found = shown(client)
     assert found["regis_node_proxy_up"] == 1
-    assert found['regis_node_proxy_associations_total{outcome="released"}'] == 2
     assert found["regis_node_proxy_instances_total"] == 3
     assert found["regis_node_proxy_tapped_total"] == 3
     assert found["regis_node_proxy_dropped_total"] == 1
@@ -143,4 +144,5 @@ def test_what_passes_is_counted(
     assert dcmtk("echoscu", proxy.port).returncode != 0
     away = 'regis_node_proxy_associations_total{outcome="old-pacs-away"}'
     wait_until(lambda: shown(client).get(away) == 1, 60, "the refusal is counted")
-    assert shown(client)['regis_node_proxy_failures_total{reason="old-pacs-away"}'] == 1
+    failed = 'regis_node_proxy_failures_total{reason="old-pacs-away"}'
+    wait_until(lambda: shown(client).get(failed) == 1, 60, "and its reason")
