@@ -16,6 +16,7 @@ from deploy.certificates import ensure_authority
 from gateway.envelope import InstanceDescription
 from ris_central.accounts.models import Role, User
 from ris_central.catalogue import archive as archive_access
+from ris_central.catalogue import reach
 from ris_central.catalogue.archive import retrieve_series
 from ris_central.catalogue.models import Study
 from ris_central.discs import actions as discs
@@ -96,9 +97,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeUnderTe
 
 @pytest.fixture
 def held(
-    real: tuple[NodeUnderTest, str, Path, str, Path], settings: pytest.FixtureRequest, tmp_path: Path
+    real: tuple[NodeUnderTest, str, Path, str, Path],
+    settings: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Held]:
     node, url, files, study, authority = real
+    monkeypatch.setattr(reach, "CONNECT_SECONDS", 60.0)  # there is no other archive to ask on a busy machine
     changed = {"tls_ca": authority, "data_dir": tmp_path}
     settings.CONFIG = settings.CONFIG.model_copy(update=changed)  # type: ignore[attr-defined]
     archive_access.tls_context.cache_clear()

@@ -190,7 +190,7 @@ def read_one(link: socket.socket, reader: MllpReader) -> bytes:
 
 @pytest.mark.django_db(transaction=True)
 def test_fragments_garbage_and_several_messages_a_connection_are_all_answered(port: int, site: Site) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as link:
         reader = MllpReader()
         message = b"noise" + frame(adt().encode())
         for start in range(0, len(message), 11):
