@@ -119,12 +119,13 @@ def read(raw: dict[str, Any]) -> Condition:
         tuple(places),
         sop_class,
         tuple(tags),
-        tuple(tag(name) for name in _texts(raw.get("present", []))),
-        tuple(tag(name) for name in _texts(raw.get("absent", []))),
+        tuple(tag(name) for name in texts(raw.get("present", []))),
+        tuple(tag(name) for name in texts(raw.get("absent", []))),
     )
 
 
-def _texts(wanted: object) -> list[str]:
+def texts(wanted: object) -> list[str]:
+    """A text, or a list of them, as a list. Raises: PermanentError("invalid-rules")."""
     found = wanted if isinstance(wanted, list) else [wanted]
     if not all(isinstance(one, str) for one in found):
         raise PermanentError("invalid-rules", f"{wanted!r} is neither a text nor a list of texts")
@@ -132,7 +133,7 @@ def _texts(wanted: object) -> list[str]:
 
 
 def _any(wanted: object, make: Callable[[str], Test]) -> Test:
-    tests = [make(one) for one in _texts(wanted)]
+    tests = [make(one) for one in texts(wanted)]
     return lambda value: any(test(value) for test in tests)
 
 

@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from pydicom.datadict import keyword_for_tag
 
@@ -46,14 +46,19 @@ class Report:
         return self.rules, changed, self.charset.codec if self.charset else ""
 
 
-def examine(file: BinaryIO, rules: Rules, secret: bytes, sender: Sender | None = None) -> Report:
-    """Ask the rules about a Part 10 file; ``sender``: instead of what its meta group says of who sent it.
+NOBODY: Final = Sender("", "", "")
+
+
+def examine(file: BinaryIO, rules: Rules, secret: bytes, sender: Sender = NOBODY) -> Report:
+    """Ask the rules about a Part 10 file; what ``sender`` says goes before what its meta group says of who sent it.
 
     Raises: PermanentError for what is no DICOM.
     """
     header = part10.read_header(file, required=())
     said = part10.Provenance.of(header.file_meta)
-    sender = sender or Sender(said.sending_ae_title, said.receiving_ae_title, "")
+    sender = Sender(
+        sender.calling_ae or said.sending_ae_title, sender.called_ae or said.receiving_ae_title, sender.address
+    )
     data = _all_of(file)[header.dataset_offset :]
     verdict = rules.verdict(sender, header.sop_class_uid, header.dataset)
     outcomes = [_passing(verdict.drop, verdict.route, data, header.transfer_syntax, verdict.changes, secret)]

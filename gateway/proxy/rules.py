@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 from pydicom.dataset import Dataset
 
 from gateway.proxy import conditions
@@ -17,6 +18,8 @@ from gateway.proxy.conditions import Condition, Sender, Tag
 from standards import charset_detection
 from standards.charsets import is_known
 from standards.errors import PermanentError
+
+log = structlog.get_logger(__name__)
 
 NODE: Final = "node"
 """The destination that is this node itself."""
@@ -150,10 +153,13 @@ class Rules:
 def load(path: Path) -> Rules:
     """Read a rules file. Raises: PermanentError("invalid-rules") that says where and why, OSError."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return read(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PermanentError("invalid-rules", f"{path.name}: {error}") from error
-    return read(raw)
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        # What a person may write has no end, and whatever it is must not end the process that reads it.
+        log.exception("rules-not-understood", path=str(path))
+        raise PermanentError("invalid-rules", f"{path.name}: {type(error).__name__}: {error}") from error
 
 
 def read(raw: Mapping[str, Any]) -> Rules:
@@ -166,15 +172,18 @@ def read(raw: Mapping[str, Any]) -> Rules:
         raise PermanentError("invalid-rules", f"[old_pacs] when_down is {when_down!r}, not refuse or store-and-forward")
     charsets = _table(raw, "charsets")
     _known(charsets, {"watch"}, "[charsets]")
-    destinations = {name: _peer(name, entry) for name, entry in _table(raw, "destinations").items()}
+    destinations = {_folder(name): _peer(name, entry) for name, entry in _table(raw, "destinations").items()}
     if reserved := {NODE, OLD_PACS} & set(destinations):
         raise PermanentError("invalid-rules", f"[destinations.{min(reserved)}]: this name is taken")
     devices = {}
     for title, entry in _table(raw, "devices").items():
-        peer = _peer(title, {"ae_title": title, **entry})
+        peer = _peer(title, entry)
         devices[title] = (peer.host, peer.port)
     found: list[Rule] = []
-    for number, entry in enumerate(raw.get("rule", []), 1):
+    entries = raw.get("rule", [])
+    if not isinstance(entries, list):
+        raise PermanentError("invalid-rules", "rule is not written as [[rule]], with two brackets")
+    for number, entry in enumerate(entries, 1):
         try:
             found.append(_rule(entry, destinations, number))
         except PermanentError as error:
@@ -183,7 +192,9 @@ def read(raw: Mapping[str, Any]) -> Rules:
     names = [rule.name for rule in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise PermanentError("invalid-rules", f"two rules are called «{twice[0]}»")
-    return Rules(tuple(found), destinations, devices, when_down == "store-and-forward", charsets.get("watch", True))
+    return Rules(
+        tuple(found), destinations, devices, when_down == "store-and-forward", _flag(charsets, "watch", default=True)
+    )
 
 
 def _known(entry: Mapping[str, Any], keys: set[str] | frozenset[str], where: str) -> None:
@@ -197,6 +208,20 @@ def _table(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise PermanentError("invalid-rules", f"{key} is no table")
     return entry
+
+
+def _flag(entry: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
+    value = entry.get(key, default)
+    if not isinstance(value, bool):
+        raise PermanentError("invalid-rules", f"{key} is {value!r}, not true or false")
+    return value
+
+
+def _folder(name: str) -> str:
+    """A destination's name, which is that of a folder of the spool too."""
+    if not name or len(name) > 64 or name.startswith(".") or not all(one.isalnum() or one in "_-. " for one in name):
+        raise PermanentError("invalid-rules", f"[destinations.{name}]: letters, digits, _ and - make a name")
+    return name
 
 
 def _peer(name: str, entry: object) -> Peer:
@@ -216,8 +241,7 @@ def _rule(entry: object, destinations: Mapping[str, Peer], number: int) -> Rule:
         raise PermanentError("invalid-rules", "it is no [[rule]] table")
     _known(entry, _RULE_KEYS, "it")
     name = str(entry.get("name", "")).strip() or f"rule {number}"
-    copy = entry.get("copy", [])
-    copy = tuple([copy] if isinstance(copy, str) else copy)
+    copy = tuple(conditions.texts(entry.get("copy", [])))
     route = str(entry.get("route", ""))
     for destination in (*copy, *([route] if route else [])):
         if destination not in destinations and not (destination == NODE and destination in copy):
@@ -235,9 +259,7 @@ def _rule(entry: object, destinations: Mapping[str, Peer], number: int) -> Rule:
         raise PermanentError("invalid-rules", "the node keeps originals as they came; let other destinations have this")
     if copy and (route or status is not None):
         raise PermanentError("invalid-rules", "copy stands in a rule of its own, without drop or route")
-    rule = Rule(
-        name, conditions.read(_table(entry, "when")), changes, copy, route, status, bool(entry.get("stop", False))
-    )
+    rule = Rule(name, conditions.read(_table(entry, "when")), changes, copy, route, status, _flag(entry, "stop"))
     if not copy and not rule.is_inline and not rule.stop:
         raise PermanentError("invalid-rules", "it does nothing")
     return rule
@@ -249,24 +271,31 @@ def _changes(entry: Mapping[str, Any], name: str) -> Changes:
         charset = charset_detection.codec(charset)
     if not is_known(target):
         raise PermanentError("invalid-rules", f"{target!r} is no Specific Character Set")
-    removed = entry.get("remove", [])
-    removed = [removed] if isinstance(removed, str) else removed
+    maps = _table(entry, "map")
     return Changes(
         rule=name,
         charset=charset,
         charset_to=target,
-        removed=tuple(_changeable(conditions.tag(one), any_vr=True) for one in removed),
+        removed=tuple(
+            _changeable(conditions.tag(one), any_vr=True) for one in conditions.texts(entry.get("remove", []))
+        ),
         copied=tuple(
-            (_changeable(conditions.tag(to)), _text(conditions.tag(source)))
+            (_changeable(conditions.tag(to)), _text(conditions.tag(_written(source))))
             for to, source in _table(entry, "copy_tag").items()
         ),
         mapped=tuple(
-            (_changeable(conditions.tag(one)), {str(old): str(new) for old, new in values.items()})
-            for one, values in _table(entry, "map").items()
+            (_changeable(conditions.tag(one)), {old: _written(new) for old, new in _table(maps, one).items()})
+            for one in maps
         ),
-        values=tuple((_changeable(conditions.tag(one)), str(value)) for one, value in _table(entry, "set").items()),
-        deidentify=bool(entry.get("deidentify", False)),
+        values=tuple((_changeable(conditions.tag(one)), _written(new)) for one, new in _table(entry, "set").items()),
+        deidentify=_flag(entry, "deidentify"),
     )
+
+
+def _written(value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise PermanentError("invalid-rules", f"{value!r} is no text")
+    return str(value)
 
 
 def _text(tag: Tag) -> Tag:

@@ -93,6 +93,24 @@ def test_as_if_another_device_had_sent_it(tmp_path: Path) -> None:
     assert "old PACS: dropped, answered 0000" in check(tmp_path, folder, "--calling", "MR7", rules=rules)
 
 
+def test_as_if_it_had_come_from_another_address_by_the_same_device(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (dataset,) = ct_series(1)
+    dataset.file_meta.SendingApplicationEntityTitle = "CT7"
+    (folder / "one.dcm").write_bytes(part10(dataset))
+    rules = '[[rule]]\nname = "room 5"\nwhen = { calling_ae = "CT7", address = "10.1.2.0/24" }\ndrop = true\n'
+    assert "rules that fit: none" in check(tmp_path, folder, rules=rules)
+    assert "rules that fit: «room 5»" in check(tmp_path, folder, "--address", "10.1.2.3", rules=rules)
+
+
+def test_where_there_is_nothing_to_try_it_on_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "There was nothing to try it on." in check(tmp_path, "--studies", "1.2.3")
+    assert "Nothing is stored of study 1.2.3" in capsys.readouterr().err
+    with pytest.raises(CommandError, match="is not there"):
+        check(tmp_path, tmp_path / "nowhere")
+
+
 def test_a_broken_file_is_refused_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="«typo»"):
         check(tmp_path, rules='[[rule]]\nname = "typo"\ncopi = "node"\n')

@@ -2,15 +2,21 @@
 
 import io
 import tomllib
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import dcmread
 
 from gateway.proxy.conditions import Sender
+from gateway.proxy.journal import Journal
 from gateway.proxy.rewriting import Rewritten, rewritten
 from gateway.proxy.rules import Rules, Verdict, read
+from gateway.proxy.rules_file import RulesFile
 from standards import part10 as part10_reader
 from standards.errors import PermanentError
 from standards.uids import new_uid
@@ -124,12 +130,60 @@ def test_the_first_drop_or_route_counts_and_stop_ends() -> None:
         ('[[rule]]\nname = "x"\ndrop = true\n[[rule]]\nname = "x"\ndrop = true', "two rules"),
         ('[old_pacs]\nwhen_down = "panic"', "panic"),
         ("rules = 1", "'rules'"),
+        ("rule = 5", "[[rule]]"),
+        ('[[rule]]\nname = "x"\nmap = { Modality = "OT" }', "Modality is no table"),
+        ('[[rule]]\nname = "x"\nremove = 5', "list of texts"),
+        ('[[rule]]\nname = "x"\nset = { PatientID = ["a"] }', "no text"),
+        ('[[rule]]\nname = "x"\ncopy = "node"\nstop = "no"', "not true or false"),
+        ("[devices]\nCT1 = 5", "CT1 is no table"),
+        ('[charsets]\nwatch = "no"', "not true or false"),
+        ('[destinations."../../x"]\nhost = "a"\nport = 104', "make a name"),
     ],
 )
 def test_a_file_that_does_not_hold_together_is_refused_with_the_place(text: str, said: str) -> None:
     with pytest.raises(PermanentError, match="invalid-rules") as refusal:
         rules(text)
     assert said in refusal.value.detail
+
+
+_WORDS = st.sampled_from(
+    [
+        *("old_pacs", "destinations", "devices", "rule", "charsets", "when_down", "watch", "name", "when", "stop"),
+        *("drop", "route", "copy", "deidentify", "set", "remove", "copy_tag", "map", "charset", "charset_to"),
+        *("node", "host", "port", "ae_title", "PatientID", "Rows", "0009,1010", "address", "absent", "repair", "/(/"),
+    ]
+)
+_WRITTEN = st.recursive(
+    st.one_of(_WORDS, st.integers(-1, 1 << 17), st.booleans(), st.floats(), st.dates()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_WORDS, inner, max_size=5)),
+    max_leaves=30,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    st.dictionaries(_WORDS, _WRITTEN, max_size=4)
+    | st.builds(lambda entries: {"rule": entries}, st.lists(st.dictionaries(_WORDS, _WRITTEN, max_size=5), max_size=3))
+)
+def test_whatever_a_person_writes_is_rules_or_a_fault_with_a_name(raw: dict[str, Any]) -> None:
+    with suppress(PermanentError):
+        read(raw)
+
+
+def test_a_file_that_nobody_foresaw_is_broken_and_does_not_end_who_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumbles(raw: dict[str, Any]) -> None:
+        raise TypeError("not iterable")
+
+    monkeypatch.setattr("gateway.proxy.rules.read", stumbles)
+    path = tmp_path / "rules.toml"
+    path.write_text("")
+    told = Journal(tmp_path)
+    found = RulesFile(path, tmp_path / "last-good.toml", told)
+    assert found.now().rules == ()
+    assert told.facts["rules"]["state"] == "broken"
+    assert "not iterable" in told.facts["rules"]["error"]
 
 
 def test_the_file_of_the_guide_holds_together() -> None:

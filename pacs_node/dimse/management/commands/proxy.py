@@ -55,12 +55,20 @@ class Command(BaseCommand):
         except (PermanentError, OSError) as error:
             raise CommandError(error.detail if isinstance(error, PermanentError) else str(error)) from error
         self.stdout.write(f"The file holds together: {len(found.rules)} rules.")
-        for line in dry_run.told(self._reports(found, options)):
+        if options["folder"] is not None and not options["folder"].exists():
+            raise CommandError(f"{options['folder']} is not there")
+        reports = list(self._reports(found, options))
+        for line in dry_run.told(reports):
             self.stdout.write(line)
+        tried = {report.study_instance_uid for report in reports}
+        for study in sorted({*options["studies"]} - tried):
+            self.stderr.write(f"Nothing is stored of study {study}")
+        if not reports:
+            self.stdout.write("There was nothing to try it on.")
 
     def _reports(self, found: Rules, options: dict[str, Any]) -> Iterator[Report]:
         secret = pseudonym_secret(config()).encode()
-        override = Sender(options["calling"], options["called"], options["address"]) if options["calling"] else None
+        override = Sender(options["calling"], options["called"], options["address"])
         for name, opened in _files(options):
             try:
                 with opened() as file:
