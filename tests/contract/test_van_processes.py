@@ -166,13 +166,9 @@ class Van:
 
     def told_all(self) -> bool:
         """Whether the centre took every event of the van, and the van everything it was told."""
-        waiting = self.node.query("SELECT count(*) FROM gateway_outboxentry")[0][0]
-        highest = self.node.query(
-            "SELECT max(seq) FROM gateway_numberedevent WHERE epoch = (SELECT epoch FROM gateway_joinstate)"
-        )[0][0]
-        cursor = self.region.ask("SELECT cursor FROM federation_node WHERE name = 'van'")[0][0]
+        heard_all = self.region.heard_all(self.node)
         open_steps = self.node.query("SELECT count(*) FROM offline_localstep WHERE settled_revision < revision")
-        return waiting == 0 and cursor == highest and open_steps[0][0] == 0
+        return heard_all and open_steps[0][0] == 0
 
 
 @pytest.fixture(scope="module")

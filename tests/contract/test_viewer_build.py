@@ -56,6 +56,7 @@ def site() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="Chromium is not installed")
 @pytest.mark.skipif(not BUILD.is_dir(), reason="var/vendor/ohif is missing: run ./regis once")
 def test_the_viewer_lives_below_its_prefix_and_calls_nobody_outside(site: str) -> None:
@@ -65,13 +66,14 @@ def test_the_viewer_lives_below_its_prefix_and_calls_nobody_outside(site: str) -
     arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     arguments += ["--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=180_000)
         page = browser.new_page()
+        page.set_default_timeout(180_000)
         page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
         page.on("request", lambda asked: strangers.append(asked.url) if "://127.0.0.1" not in asked.url else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{site}/viewer/")
-        page.get_by_text("No studies available").wait_for(timeout=60_000)
+        page.get_by_text("No studies available").wait_for()
         browser.close()
     assert refused == []
     assert [url for url in strangers if not url.startswith(("data:", "blob:"))] == []
