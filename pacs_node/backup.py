@@ -88,14 +88,14 @@ def restore(source: Path) -> Restored:
             _restore_database(unpacked)
             call_command("migrate", interactive=False, verbosity=0)
             new_epoch()
-            restored = Restored()
-            for line in (unpacked / "manifest.tsv").read_text(encoding="ascii").splitlines():
-                path = line.split("\t")[0]
-                restored.instances += 1
-                if not storage().exists(path):
-                    restored.missing.append(path)
+            named = [
+                line.split("\t")[0] for line in (unpacked / "manifest.tsv").read_text(encoding="ascii").splitlines()
+            ]
+    restored = Restored(len(named))
     for restored.index in reindex():
         pass
+    gone = set(restored.index.missing)  # not what another tier holds, nor what lies there in another encoding by now
+    restored.missing = [path for path in named if path in gone]
     os.sync()  # the operator may throw the backup away once this returns
     return restored
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import structlog
 
 from pacs_node.storage.incoming import Incoming
-from pacs_node.storage.layout import ASIDE, JOURNAL, STUDIES, study_key
+from pacs_node.storage.layout import ASIDE, JOURNAL, STUDIES, is_instance_key, is_study_folder, study_key
 from pacs_node.storage.watermarks import Space, Watermarks
 from standards.errors import PermanentError, TransientError
 
@@ -206,28 +206,43 @@ class FilesystemStorage:
         if not path.is_file():
             return
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = json.loads(raw)
-                except ValueError:
-                    log.warning("journal-line-torn", study_instance_uid=study_instance_uid, line=number)
-                    continue
-                if isinstance(line, dict):
-                    yield line
+            yield from self._lines(file, study_instance_uid)
+
+    @staticmethod
+    def _lines(journal: Iterable[bytes], study_instance_uid: str) -> Iterator[dict[str, Any]]:
+        for number, raw in enumerate(journal, start=1):
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                log.warning("journal-line-torn", study_instance_uid=study_instance_uid, line=number)
+                continue
+            if isinstance(line, dict):
+                yield line
 
     def study_instance_uids(self, after: str = "") -> Iterator[str]:
         """Every study that has a folder, in the order of ``layout.study_key``; those behind the key ``after`` only."""
         for parent in sorted((self.root / STUDIES).glob("??")):
             if f"{STUDIES}/{parent.name}" < after[: len(STUDIES) + 3]:
                 continue
-            for folder in sorted(parent.iterdir()):
-                if folder.is_dir() and f"{STUDIES}/{parent.name}/{folder.name}" > after:
+            for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+                key = f"{STUDIES}/{parent.name}/{folder.name}"
+                if key > after and is_study_folder(key) and folder.is_dir():
                     yield folder.name
+
+    def strays(self) -> Iterator[str]:
+        """What lies among the studies' folders and is none: files, and folders with files, of a person's making."""
+        studies = self.root / STUDIES
+        for parent in sorted(studies.iterdir()) if studies.is_dir() else ():
+            for path in sorted(parent.iterdir()) if parent.is_dir() else (parent,):
+                key = path.relative_to(self.root).as_posix()
+                if not path.is_dir() or (not is_study_folder(key) and any(one.is_file() for one in path.rglob("*"))):
+                    yield key
 
     def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
         """The keys of all instances in the study's folder, variants last."""
         folder = self.root / study_key(study_instance_uid)
-        keys = [path.relative_to(self.root).as_posix() for path in folder.rglob("*.dcm") if path.is_file()]
+        found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*.dcm") if path.is_file())
+        keys = [key for key in found if is_instance_key(key)]
         yield from sorted(keys, key=lambda key: (key.split("/")[3] == "variants", key))
 
     def has_study(self, study_instance_uid: str) -> bool:
@@ -245,12 +260,13 @@ class FilesystemStorage:
         """Whatever lies in the study's folder and is neither an instance nor the journal."""
         folder = self.root / study_key(study_instance_uid)
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix != ".dcm" and path != folder / JOURNAL:
-                yield path.relative_to(self.root).as_posix()
+            key = path.relative_to(self.root).as_posix()
+            if path.is_file() and not is_instance_key(key) and path != folder / JOURNAL:
+                yield key
 
     def half_received(self) -> Iterator[tuple[str, bool]]:
         """``(name, whether its process lives)`` of each file that is being received, or was when a process ended."""
-        for path in sorted(self.incoming.iterdir()):
+        for path in sorted(path for path in self.incoming.iterdir() if not path.is_dir()):
             owner = path.name.split("-", 1)[0]
             yield path.name, owner.isdigit() and Path(f"/proc/{owner}").exists()
 
@@ -265,7 +281,7 @@ class FilesystemStorage:
     def clean_incoming(self) -> int:
         """Remove what processes that are gone left half-written; how many files that were."""
         removed = 0
-        for path in self.incoming.iterdir():
+        for path in [path for path in self.incoming.iterdir() if not path.is_dir()]:
             owner = path.name.split("-", 1)[0]
             alive = owner.isdigit() and int(owner) != os.getpid() and Path(f"/proc/{owner}").exists()
             if not alive:

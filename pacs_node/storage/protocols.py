@@ -73,6 +73,9 @@ class Storage(Protocol):
     def foreign(self, study_instance_uid: str) -> Iterator[str]:
         """Whatever lies in the study's folder and is neither an instance nor the journal."""
 
+    def strays(self) -> Iterator[str]:
+        """What lies among the studies' folders and is none of them."""
+
     def half_received(self) -> Iterator[tuple[str, bool]]:
         """``(name, whether its process lives)`` of each file that is being received, or was when a process ended."""
 

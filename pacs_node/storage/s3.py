@@ -26,7 +26,7 @@ from botocore.session import Session
 
 from pacs_node.storage.filesystem import FilesystemStorage, fsync_path
 from pacs_node.storage.incoming import Incoming
-from pacs_node.storage.layout import ASIDE, STUDIES, study_key
+from pacs_node.storage.layout import ASIDE, STUDIES, is_instance_key, is_study_folder, study_key
 from pacs_node.storage.ranges import ObjectReader
 from pacs_node.storage.watermarks import Watermarks
 from standards.errors import PermanentError, TransientError
@@ -252,23 +252,33 @@ class S3Storage(FilesystemStorage):
         for key in sorted(self._list(f"{study_key(study_instance_uid)}/journal/")):
             at = {"Bucket": self._bucket, "Key": self._prefix + key}
             text: bytes = self._ask(lambda at=at: self._client.get_object(**at)["Body"].read())  # type: ignore[misc]
-            for raw in text.splitlines():
-                line = json.loads(raw)
-                if isinstance(line, dict):
-                    yield line
+            yield from self._lines(text.splitlines(), study_instance_uid)
 
     def study_instance_uids(self, after: str = "") -> Iterator[str]:
         """Every study of which there is an object, in the order of ``layout.study_key``."""
         for parent in self._folders(f"{STUDIES}/"):
             if parent.rstrip("/") < after[: len(parent) - 1]:
                 continue
-            for folder in self._folders(parent):
-                if folder.rstrip("/") > after:
-                    yield folder.rstrip("/").rpartition("/")[2]
+            for folder in map(_without_slash, self._folders(parent)):
+                if folder > after and is_study_folder(folder):
+                    yield folder.rpartition("/")[2]
+
+    def strays(self) -> Iterator[str]:
+        """What lies among the studies' folders and is none of them."""
+        parents = list(self._folders(f"{STUDIES}/"))
+        for below in (f"{STUDIES}/", *parents):
+            yield from (
+                found["Key"].removeprefix(self._prefix)
+                for page in self._pages(below, "/")
+                for found in page.get("Contents", [])
+                if not found["Key"].endswith("/")
+            )
+        for parent in parents:
+            yield from (folder for folder in map(_without_slash, self._folders(parent)) if not is_study_folder(folder))
 
     def keys_of_study(self, study_instance_uid: str) -> Iterator[str]:
         """The keys of all instances of the study, variants last."""
-        keys = [key for key in self._list(f"{study_key(study_instance_uid)}/") if key.endswith(".dcm")]
+        keys = [key for key in self._list(f"{study_key(study_instance_uid)}/") if is_instance_key(key)]
         yield from sorted(keys, key=lambda key: (key.split("/")[3] == "variants", key))
 
     def has_study(self, study_instance_uid: str) -> bool:
@@ -279,7 +289,7 @@ class S3Storage(FilesystemStorage):
         """Whatever lies below the study's key and is neither an instance nor a journal."""
         folder = study_key(study_instance_uid)
         for key in self._list(f"{folder}/"):
-            if not key.endswith(".dcm") and not key.startswith(f"{folder}/journal/"):
+            if not is_instance_key(key) and not key.startswith(f"{folder}/journal/"):
                 yield key
 
     def _list(self, below: str) -> Iterator[str]:
@@ -353,6 +363,10 @@ class S3Storage(FilesystemStorage):
             left -= path.stat().st_size
             path.unlink(missing_ok=True)
         self._cached = left
+
+
+def _without_slash(folder: str) -> str:
+    return folder.rstrip("/")
 
 
 def _code(error: ClientError) -> str:

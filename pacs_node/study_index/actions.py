@@ -1,6 +1,7 @@
 """Taking instances in: durable first, then indexed, then answered."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, cast
@@ -15,7 +16,7 @@ from pacs_node.storage.incoming import Incoming
 from pacs_node.storage.layout import instance_key, is_recompressed, is_variant, variant_key
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.attributes import IndexRows, index_rows
-from pacs_node.study_index.copies import as_received, former_paths, note_recompressed
+from pacs_node.study_index.copies import adopt, as_received, former_paths, note_recompressed
 from pacs_node.study_index.counts import recount
 from pacs_node.study_index.indexing import Entry, commit
 from pacs_node.study_index.models import Instance
@@ -184,12 +185,11 @@ def take_in(
     """
     if foreseen is None or foreseen.header.total_length != incoming.size:
         foreseen = _describe(incoming, source)
-    header, rows = foreseen.header, foreseen.rows
-    _check(header, expected_sop_class, expected_sop_instance)
-    rows.instance.update(dataset_sha256=incoming.dataset_sha256(), source_ae_title=source.ae_title[:64])
+    _check(foreseen.header, expected_sop_class, expected_sop_instance)
+    foreseen.rows.instance.update(dataset_sha256=incoming.dataset_sha256(), source_ae_title=source.ae_title[:64])
     try:
-        with _turns[hash(header.sop_instance_uid) % len(_turns)]:
-            return _store(incoming, header, rows, source, journal=journal)
+        with _turns[hash(foreseen.header.sop_instance_uid) % len(_turns)]:
+            return _store(incoming, foreseen.header, foreseen.rows, source, journal=journal)
     except OperationalError as error:
         raise trouble_of_database(error) from error
 
@@ -215,9 +215,9 @@ def _check(header: Header, expected_sop_class: str | None, expected_sop_instance
 def _store(incoming: Incoming, header: Header, rows: IndexRows, source: Source, *, journal: bool) -> Ingested:
     """Give the file its name, then index it. Nearly all are new; what is not costs a second look."""
     key = instance_key(header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-    if journal:
-        storage().append_journal(header.study_instance_uid, _line("stored", key, header, rows, source))
     for _ in range(4):
+        if journal and not storage().exists(key):  # else the journal, or the file itself, says where that one came from
+            storage().append_journal(header.study_instance_uid, _line("stored", key, header, rows, source))
         placed = storage().place(incoming, key)
         if placed:
             entry = Entry(rows, key)
@@ -294,15 +294,19 @@ def _line(kind: str, key: str, header: Header, rows: IndexRows, source: Source) 
     }
 
 
-def bring_in(key: str, line: dict[str, Any]) -> bool:
-    """Bring one stored file into the index; ``line`` is what its journal says of it. False when it is there already.
+def bring_in(key: str, came: Mapping[str, dict[str, Any]]) -> bool:
+    """Bring one stored file into the index; False when it is there already. ``came``: the journal's lines on arrivals
+    under its name, by digest: besides its own those of conflicts, and of what a crash kept from arriving.
 
     Raises: PermanentError for a damaged file ("digest-mismatch": not what was received),
         TransientError("database-busy").
     """
     with received(storage().open(key)) as file:
         header = read_header(file)
-        said = Provenance.of(header.file_meta)
+        said, digest = Provenance.of(header.file_meta), dataset_sha256(file)
+        if digest not in ([said.dataset_sha256] if said.dataset_sha256 else came or [digest]):
+            raise PermanentError("digest-mismatch", "these are not the bytes that were received")
+        line = came.get(digest, {})
         source = Source(
             str(line.get("source_ae_title", said.sending_ae_title)),
             str(line.get("address", "")),
@@ -311,18 +315,15 @@ def bring_in(key: str, line: dict[str, Any]) -> bool:
         )
         if source.default_character_set:
             header = read_header(file, default_charset=source.default_character_set)
-        digest, pixels = dataset_sha256(file), pixel_sha256(file, header)
-    if (said.dataset_sha256 or line.get("dataset_sha256", digest)) != digest:
-        raise PermanentError("digest-mismatch", "these are not the bytes that were received")
-    known = Instance.objects.filter(path=key).values_list("dataset_sha256", flat=True).first()
-    if known is not None and known != digest:
+        pixels = pixel_sha256(file, header)
+    if Instance.objects.filter(path=key).exclude(dataset_sha256=digest).exists():
         raise PermanentError("digest-mismatch", "the index has another digest for this file")
     try:
         with transaction.atomic():
             added = index_stored(key, header, dataset_digest=digest, pixel_digest=pixels, source=source)
             if added and is_recompressed(key):
                 note_recompressed(key, header)
-            return added
+        return added or adopt(key, header, digest)
     except IntegrityError as error:
         raise PermanentError("uid-in-use", "another file has this SOP Instance UID and other content") from error
 
@@ -334,13 +335,12 @@ def index_stored(key: str, header: Header, *, dataset_digest: str, pixel_digest:
     """
     rows = index_rows(header, default_issuer=source.default_issuer)
     rows.instance.update(dataset_sha256=dataset_digest, pixel_sha256=pixel_digest, source_ae_title=source.ae_title[:64])
-    uid = header.sop_instance_uid
-    if Instance.objects.filter(sop_instance_uid=uid, dataset_sha256=dataset_digest).exists():
+    known = Instance.objects.filter(sop_instance_uid=header.sop_instance_uid)
+    if known.filter(dataset_sha256=dataset_digest).exists():
         return False
-    current = Instance.objects.filter(sop_instance_uid=uid, is_variant=False).first()
-    conflicts_with = current.dataset_sha256 if current else ""
+    current = known.filter(is_variant=False).first()
     try:
-        commit(Entry(rows, key, is_variant=is_variant(key), conflicts_with=conflicts_with))
+        commit(Entry(rows, key, is_variant(key), conflicts_with=current.dataset_sha256 if current else ""))
     except OperationalError as error:
         raise trouble_of_database(error) from error
     return True

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import structlog
+from django.db import transaction
 from django.utils import timezone
 
 from gateway import fetching
-from pacs_node.storage.layout import instance_key, variant_key
+from pacs_node.storage.layout import instance_key, is_recompressed, variant_key
 from pacs_node.storage.models import Holding, Recompression
 from pacs_node.storage.stores import institution, storage
 from pacs_node.study_index.models import Instance
@@ -114,6 +115,29 @@ def note_recompressed(key: str, received_header: Header) -> None:
     Instance.objects.filter(pk=instance.pk).update(transfer_syntax_uid=stored.transfer_syntax_uid, size=size)
 
 
+def adopt(key: str, received_header: Header, digest: str) -> bool:
+    """Have the index take the file at ``key`` for an instance whose own file is gone; whether it did.
+
+    An index that is older than the storage, from a backup, knows nothing of recompression since, or of its undoing.
+    """
+    chosen = Instance.objects.filter(
+        sop_instance_uid=received_header.sop_instance_uid, dataset_sha256=digest, released_at=None
+    ).exclude(path=key)
+    instance = chosen.select_related("holding").first()
+    holding = holding_of(instance) if instance is not None else None
+    if instance is None or (holding is not None and holding.away_at is not None) or storage().exists(instance.path):
+        return False
+    with transaction.atomic():
+        Recompression.objects.filter(pk=instance.pk).delete()
+        taken = Instance.objects.filter(pk=instance.pk, path=instance.path, released_at=None).update(
+            path=key, transfer_syntax_uid=received_header.transfer_syntax, size=received_header.total_length
+        )
+        if taken and is_recompressed(key):
+            note_recompressed(key, received_header)
+    log.warning("file-adopted", sop_instance_uid=instance.sop_instance_uid, instead_of=instance.path, path=key)
+    return bool(taken)
+
+
 def open_received(instance: Instance) -> BinaryIO:
     """The received bytes of an instance from the main storage, whatever encoding lies there. Raises: as ``open``."""
     return received(storage().open(instance.path))
@@ -135,7 +159,10 @@ def fetch_received(instance: Instance) -> tuple[Path, str]:
 
 def _from_institution(instance: Instance, target: Path) -> str:
     store, holding = institution(), holding_of(instance)
-    if store is None or holding is None or holding.institution_verified_at is None:
+    if store is None or holding is None:
+        return ""
+    # A copy that was not to be had once, as when the share was not mounted, may be there again.
+    if holding.institution_verified_at is None and not store.exists(received_key(instance)):
         return ""
     try:
         with store.open(received_key(instance)) as source, target.open("wb") as file:

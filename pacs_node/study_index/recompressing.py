@@ -169,8 +169,12 @@ def remove_originals(limit: int = 1000, *, grace: timedelta = GRACE) -> int:
     """Remove the files of originals whose recompressed form has served for a while; how many."""
     done = Recompression.objects.exclude(former_path="").filter(at__lt=timezone.now() - grace)
     rows = list(done.select_related("instance")[:limit])
-    for row in rows:
-        if row.instance.path != row.former_path:
+    for row in list(rows):
+        if row.instance.path == row.former_path:
+            continue
+        if storage().exists(row.instance.path):
             storage().remove(row.former_path)
+        else:
+            rows.remove(row)  # the original is all there is: verify puts it back in its place
     Recompression.objects.filter(pk__in=[row.pk for row in rows]).update(former_path="")
     return len(rows)

@@ -7,13 +7,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from django.db import transaction
+from django.core.exceptions import ValidationError
+from django.db import DatabaseError, transaction
+from django.utils.dateparse import parse_datetime
 
+from pacs_node.storage.layout import as_received_key
 from pacs_node.storage.models import Holding, StudyRetention
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.actions import bring_in
 from pacs_node.study_index.counts import recount
 from pacs_node.study_index.models import Instance, Series, Study
+from pacs_node.study_index.recalling import mark_here
 from pacs_node.study_index.snapshots import restore_let_go
 from standards.errors import PermanentError
 
@@ -38,9 +42,10 @@ class Report:
 
 @dataclass
 class Journal:
-    """What a study's journal says now: of each path its first and its last line, when it was copied, and the pin."""
+    """What a study's journal says now: of each path of a received file the lines on what came there, the line by
+    which it left if that is the last word, when it was copied; and the pin."""
 
-    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arrivals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     left: dict[str, dict[str, Any]] = field(default_factory=dict)
     copied: dict[str, str] = field(default_factory=dict)
     pin: dict[str, Any] | None = None
@@ -56,15 +61,20 @@ class Journal:
             if not isinstance(path, str):
                 continue
             if kind in BACK:
-                journal.first.setdefault(path, line)
+                journal.arrivals.setdefault(path, []).append(line)
                 journal.left.pop(path, None)
             elif kind in AWAY + GIVEN_UP and "rows" in line:
                 journal.left[path] = line
             elif kind == "copied":
-                journal.copied[path] = str(line.get("at", ""))
+                journal.copied[path] = str(line.get("at"))
             elif kind == "copy-let-go":
                 journal.copied.pop(path, None)
         return journal
+
+    def came(self, key: str) -> dict[str, dict[str, Any]]:
+        """By digest, the first lines on arrivals under the name of the file at ``key``, whatever its encoding now."""
+        lines = self.arrivals.get(as_received_key(key), [])
+        return {str(line["dataset_sha256"]): line for line in reversed(lines) if "dataset_sha256" in line}
 
 
 def reindex(report: Report | None = None) -> Iterator[Report]:
@@ -77,22 +87,40 @@ def reindex(report: Report | None = None) -> Iterator[Report]:
         report.studies += 1
         journal = Journal.of(study_instance_uid)
         added: list[str] = []
-        for key in storage().keys_of_study(study_instance_uid):
+        keys = list(storage().keys_of_study(study_instance_uid))
+        for key in keys:
             report.files += 1
-            journal.left.pop(key, None)
+            left = journal.left.pop(key, None) is not None
             try:
-                if bring_in(key, journal.first.get(key, {})):
+                if bring_in(key, journal.came(key)):
                     added.append(key)
-            except PermanentError as error:
-                log.error("stored-file-damaged", key=key, code=error.code, detail=error.detail)
+                elif not left and journal.arrivals.get(key):
+                    _restore_return(key)
+            except (PermanentError, OSError) as error:
+                log.error("stored-file-damaged", key=key, error=str(error))
                 report.damaged.append(f"{key}: {error}")
         report.added += len(added)
         _restore_arrival(added)
-        _restore_the_rest(study_instance_uid, journal, report)
+        _restore_the_rest(study_instance_uid, keys, journal, report)
         yield report
     held = Instance.objects.filter(released_at__isnull=True, holding__away_at__isnull=True)
     report.missing = [path for path in held.values_list("path", flat=True).iterator() if not storage().exists(path)]
     yield report
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return parse_datetime(text)
+    except ValueError:
+        return None
+
+
+def _restore_return(key: str) -> None:
+    """The index is older than the journal: it has yet to hear that what was let go of came back."""
+    gone = Instance.objects.filter(path=key, released_at__isnull=False).select_related("series__study", "holding")
+    for instance in gone:
+        with transaction.atomic():
+            mark_here(instance)
 
 
 def _restore_arrival(keys: list[str]) -> None:
@@ -108,16 +136,21 @@ def _restore_arrival(keys: list[str]) -> None:
             Instance.objects.bulk_update(rows, ["created_at"])
 
 
-def _restore_the_rest(study_instance_uid: str, journal: Journal, report: Report) -> None:
+def _restore_the_rest(study_instance_uid: str, keys: list[str], journal: Journal, report: Report) -> None:
     """What has no file here: instances let go of, the copies at the institution, the pin."""
     for path, line in journal.left.items():
         released = line["type"] in GIVEN_UP
-        if restore_let_go(line, released=released, copied_at=journal.copied.get(path, "")):
-            report.elsewhere += 1
+        try:
+            if restore_let_go(line, released=released, copied_at=journal.copied.get(path, "")):
+                report.elsewhere += 1
+        except (LookupError, TypeError, ValueError, AttributeError, ValidationError, DatabaseError) as error:
+            log.error("journal-line-damaged", path=path, error=repr(error))
+            report.damaged.append(f"{path}: the journal's line on how it left: {type(error).__name__}: {error}")
+    now_at = {as_received_key(key): key for key in keys}
     for path, at in journal.copied.items():
-        instance = Instance.objects.filter(path=path).first()
+        instance = Instance.objects.filter(path=now_at.get(path, path)).first()
         if instance is not None:
-            Holding.objects.get_or_create(instance=instance, defaults={"institution_verified_at": at or None})
+            Holding.objects.get_or_create(instance=instance, defaults={"institution_verified_at": _time(at)})
     if journal.pin is not None:
         StudyRetention.objects.get_or_create(
             study_instance_uid=study_instance_uid,

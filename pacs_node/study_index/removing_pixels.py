@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 
 from gateway.actions import record_released
 from pacs_node.config import config
-from pacs_node.storage.models import Holding
+from pacs_node.storage.models import Holding, StudyRetention
 from pacs_node.storage.stores import storage
 from pacs_node.study_index.copies import as_received, former_paths, other_copies
 from pacs_node.study_index.counts import recount
@@ -75,8 +75,12 @@ def remove_pixels(study_instance_uid: str, *, even_the_last_copy: bool = False) 
     """Remove them, journalled; ``recalling.recall_study(…, released=True)`` brings back what has copies elsewhere.
 
     Raises: PermanentError("no-other-copy") when some have fewer proved copies elsewhere than the rules want, unless
-        ``even_the_last_copy``; "not-found".
+        ``even_the_last_copy``; "study-pinned"; "not-found".
     """
+    pinned = StudyRetention.objects.filter(study_instance_uid=study_instance_uid, pinned=True).first()
+    if pinned is not None:
+        why = pinned.reason or "no reason given"
+        raise PermanentError("study-pinned", f"it is pinned: {why}; `pin {study_instance_uid} --off` lets go of it")
     removal = plan_removal(study_instance_uid)
     copies = other_copies(removal.goes)
     short = [i for i in removal.goes if len(copies.get(i.pk, [])) < max(1, config().minimum_copies)]

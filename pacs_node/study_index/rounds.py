@@ -112,7 +112,8 @@ class BackgroundVerify:
 def _is_due(round_: VerifyRound, now: datetime) -> bool:
     if round_.after or round_.finished_at is None:
         return True
-    return (now - round_.finished_at).total_seconds() >= _BETWEEN_ROUNDS_SECONDS
+    rested = (now - round_.finished_at).total_seconds()
+    return not 0 <= rested < _BETWEEN_ROUNDS_SECONDS  # less than none: the clock was ahead when the last one ended
 
 
 def register() -> None:

@@ -10,9 +10,11 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import structlog
+from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from pacs_node.storage.layout import is_recompressed, is_variant, study_key
@@ -22,6 +24,7 @@ from pacs_node.study_index.actions import bring_in
 from pacs_node.study_index.copies import holding_of, received_key, recompression_of
 from pacs_node.study_index.models import Instance, Study
 from pacs_node.study_index.recalling import mark_here, put_back
+from pacs_node.study_index.reindexing import Journal
 from standards.errors import PermanentError, RegisError
 from standards.file_meta import read_file_meta
 
@@ -47,7 +50,7 @@ class Known:
     held: dict[str, Instance] = field(default_factory=dict)
     released: dict[str, Instance] = field(default_factory=dict)
     former: dict[str, int] = field(default_factory=dict)
-    journal: dict[str, dict[str, Any]] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal)
     open_findings: set[str] = field(default_factory=set)
 
 
@@ -64,6 +67,8 @@ def verify(after: str = "", *, settled_seconds: float = SETTLED_SECONDS) -> Step
         yield Step(study=study_key(study))
     for study in _without_folder():
         yield from _study(study, settled_seconds)
+    for key in storage().strays():
+        found(Finding.Kind.FOREIGN, key, "lies where no study belongs; import what is wanted of it, then take it away")
     _half_received()
     yield Step()
 
@@ -76,7 +81,7 @@ def _known(study: str) -> Known:
         recompressed = recompression_of(instance)
         if recompressed is not None and recompressed.former_path:
             known.former[recompressed.former_path] = instance.pk
-    known.journal = {line["path"]: line for line in storage().journal(study) if isinstance(line.get("path"), str)}
+    known.journal = Journal.of(study)
     prefix = study_key(study) + "/"
     known.open_findings = set(
         Finding.objects.filter(resolved_at=None, path__startswith=prefix).values_list("path", flat=True)
@@ -91,7 +96,7 @@ def _study(study: str, settled_seconds: float) -> Steps:
         if (instance := known.held.pop(key, None)) is not None:
             yield from _file(instance, known)
         elif (gone := known.released.get(key)) is not None:
-            _half_released(gone)
+            _half_released(gone, known.journal)
         elif key not in known.former:
             yield from _unknown(key, known, settled_seconds)
     for instance in known.held.values():
@@ -180,31 +185,40 @@ def _without_file(instance: Instance, known: Known) -> Steps:
     yield Step()
 
 
-def _half_released(instance: Instance) -> None:
+def _half_released(instance: Instance, journal: Journal) -> None:
     """A file that was let go of by journal and index, and a crash kept its removal from being done."""
-    if Instance.objects.filter(pk=instance.pk, released_at__isnull=False).exists():
-        storage().remove(instance.path)
-        found(Finding.Kind.ORPHAN, instance.path, "left by a crash while it was being let go of")
-        resolve(instance.path, "let go of")
+    if not Instance.objects.filter(pk=instance.pk, released_at__isnull=False).exists():
+        return
+    if journal.arrivals.get(instance.path) and instance.path not in journal.left:
+        found(Finding.Kind.ORPHAN, instance.path, "let go of by the index; the journal knows that it came back since")
+        with transaction.atomic():
+            mark_here(instance)
+        resolve(instance.path, "brought into the index")
+        return
+    storage().remove(instance.path)
+    found(Finding.Kind.ORPHAN, instance.path, "left by a crash while it was being let go of")
+    resolve(instance.path, "let go of")
 
 
 def _unknown(key: str, known: Known, settled_seconds: float) -> Steps:
     """A file without a row: brought in when it is whole, put aside when it is not."""
-    if time.time() - storage().modified(key) < settled_seconds or Instance.objects.filter(path=key).exists():
+    if 0 <= time.time() - storage().modified(key) < settled_seconds or Instance.objects.filter(path=key).exists():
         return
-    line = known.journal.get(key, {})
     why = "left by a crash before the index commit, so nobody was answered for it"
     finding = found(Finding.Kind.ORPHAN, key, why)
     size = 0
     try:
-        added = bring_in(key, line)
+        added = bring_in(key, known.journal.came(key))
         with storage().open(key) as file:
             size = file.seek(0, 2)
     except PermanentError as error:
         aside = storage().set_aside(key)
         resolve(key, f"put aside at {aside}: {error}")
+    except OSError as error:
+        detail = f"the index does not know it, and it cannot be read: {error.strerror or error}"
+        Finding.objects.filter(pk=finding.pk).update(detail=detail[:500])
     else:
-        if added:
+        if added or Instance.objects.filter(path=key).exists():
             resolve(key, "brought into the index")
         elif is_recompressed(key):
             storage().remove(key)
@@ -221,13 +235,13 @@ def _institution_copies(study: str) -> Steps:
     store = institution()
     if store is None:
         return
-    rows = Instance.objects.filter(
-        series__study__study_instance_uid=study,
-        released_at=None,
-        holding__institution_verified_at__isnull=False,
+    rows = Instance.objects.filter(series__study__study_instance_uid=study, released_at=None).filter(
+        Q(holding__institution_verified_at__isnull=False) | Q(holding__away_at__isnull=False)
     )
     for instance in rows.select_related("series__study", "holding"):
         key = received_key(instance)
+        if instance.holding.institution_verified_at is None and not store.exists(key):
+            continue  # away, and its copies are elsewhere
         digest = hashlib.sha256()
         try:
             with store.open_stored(key) as file:
@@ -238,6 +252,8 @@ def _institution_copies(study: str) -> Steps:
             wrong = "" if digest.hexdigest() == instance.dataset_sha256 else "the copy is damaged"
         except PermanentError as error:
             wrong = str(error)
+        except OSError as error:
+            wrong = f"it cannot be read: {error.strerror or error}"
         yield Step(files=1)
         path = f"institution:{key}"
         if not wrong:
@@ -268,7 +284,8 @@ def _half_received() -> None:
 
 
 def found(kind: Finding.Kind, path: str, detail: str) -> Finding:
-    """Write a finding down, once however often it is seen."""
+    """Write a finding down, once however often it is seen. A name that is no text is shown with escapes."""
+    path = path.encode("utf-8", "backslashreplace").decode("utf-8")
     finding, created = Finding.objects.get_or_create(
         kind=kind, path=path[:255], resolved_at=None, defaults={"detail": detail[:500]}
     )

@@ -109,6 +109,23 @@ def test_studies_are_walked_in_the_order_of_their_keys_and_on_from_one(store: S3
     assert not store.has_study("1.2.3")
 
 
+def test_what_others_put_into_the_bucket_is_named_and_is_no_study(
+    store: S3Storage, s3_server: S3Server, bucket: str
+) -> None:
+    uid = new_uid()
+    store.append_journal(uid, {"n": 1})
+    folder = study_key(uid)
+    other = next(name for name in ("00", "01") if f"/{name}/" not in folder)
+    for key in ("studies/readme.txt", f"{folder} (copy)/1.dcm", f"studies/{other}/{uid}/1.dcm", f"{folder}/снимок.dcm"):
+        store._client.put_object(Bucket=bucket, Key=f"node-a/{key}", Body=b"by hand")
+    store._client.put_object(Bucket=bucket, Key=f"node-a/{folder}/journal/9.jsonl", Body=b'{"torn\n{"n": 2}\n')
+    assert list(store.study_instance_uids()) == [uid]
+    assert set(store.strays()) == {"studies/readme.txt", f"{folder} (copy)", f"studies/{other}/{uid}"}
+    assert list(store.keys_of_study(uid)) == []
+    assert list(store.foreign(uid)) == [f"{folder}/снимок.dcm"]
+    assert list(store.journal(uid)) == [{"n": 1}, {"n": 2}]
+
+
 def test_what_is_set_aside_is_still_there(store: S3Storage, s3_server: S3Server, bucket: str) -> None:
     store.place(incoming(store, b"damaged"), KEY)
     aside = store.set_aside(KEY)
