@@ -81,7 +81,7 @@ class NodeProcess:
             capture_output=True,
             text=True,
             check=check,
-            timeout=120,
+            timeout=240,
         )
 
     def python(self, code: str) -> str:
@@ -92,7 +92,7 @@ class NodeProcess:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -162,7 +162,7 @@ class NodeProcess:
                 start_new_session=True,
                 preexec_fn=as_child(os.getpid()),
             )
-        wait_until(lambda: self._ready(started), 60, "the node serves")
+        wait_until(lambda: self._ready(started), 120, "the node serves")
 
     def _ready(self, since: int) -> bool:
         text = self.log.read_bytes()
@@ -175,13 +175,13 @@ class NodeProcess:
         """SIGTERM, and its exit status."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(60)
 
     def dcmtk(self, tool: str, *arguments: str, calling: str = "MODALITY") -> subprocess.CompletedProcess[bytes]:
         """Run a DCMTK client against this node."""

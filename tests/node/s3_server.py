@@ -43,7 +43,7 @@ class S3Server:
             endpoint_url=self.endpoint,
             aws_access_key_id=ACCESS,
             aws_secret_access_key=SECRET,
-            config=Config(s3={"addressing_style": "path"}, proxies={}, connect_timeout=2, retries={"max_attempts": 1}),
+            config=Config(s3={"addressing_style": "path"}, proxies={}, connect_timeout=20, retries={"max_attempts": 1}),
         )
 
     def new_bucket(self) -> str:
@@ -92,7 +92,7 @@ class S3Server:
                 start_new_session=True,
                 preexec_fn=as_child(os.getpid()),
             )
-        wait_until(self._takes, 60, "the S3 server takes objects")
+        wait_until(self._takes, 120, "the S3 server takes objects")
 
     def _takes(self) -> bool:
         assert self.process is not None
@@ -111,7 +111,7 @@ class S3Server:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
+            self.process.wait(60)
 
 
 @pytest.fixture(scope="session")

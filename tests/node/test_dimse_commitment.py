@@ -104,7 +104,7 @@ class Modality:
         return bool(association.dul.to_provider_queue.qsize())
 
     def wait(self, count: int = 1) -> list[Reported]:
-        wait_until(lambda: len(self.reports) >= count, 40, f"{count} report(s)")
+        wait_until(lambda: len(self.reports) >= count, 120, f"{count} report(s)")
         return self.reports
 
 
@@ -255,7 +255,9 @@ def test_a_request_survives_a_kill_and_is_reported_when_the_modality_can_be_reac
     node.start()
     ((event_type, transaction_uid, _, _),) = one.wait()
     assert (event_type, transaction_uid) == (1, information.TransactionUID)
-    wait_until(lambda: node.sql("SELECT status FROM dimse_commitment") == [("done",)], 20, "the report is written down")
+    wait_until(
+        lambda: node.sql("SELECT status FROM dimse_commitment") == [("done",)], 120, "the report is written down"
+    )
 
 
 def test_a_report_that_the_modality_refuses_is_brought_again(modality: Callable[..., Modality]) -> None:
@@ -282,7 +284,7 @@ def test_the_node_asks_an_archive_and_keeps_its_answer(make_node: MakeNode) -> N
     pairs = [*pairs_of(sets), (str(CTImageStorage), "1.2.3.999")]
     clinic.python(f"from pacs_node.dimse.commitment import ask\nask('ARCHIVE', {pairs!r})")
     query = "SELECT status, result FROM dimse_commitment WHERE role = 'scu'"
-    wait_until(lambda: clinic.sql(query)[0][0] == "done", 40, "the answer of the archive")
+    wait_until(lambda: clinic.sql(query)[0][0] == "done", 120, "the answer of the archive")
     result = clinic.sql(query)[0][1]
     result = json.loads(result) if isinstance(result, str) else result
     assert result == {"committed": [list(pair) for pair in pairs[:2]], "failed": [[*pairs[2], 0x0112]]}

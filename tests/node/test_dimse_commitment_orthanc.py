@@ -63,11 +63,11 @@ def orthanc(tmp_path: Path, node_process: NodeProcess) -> Iterator[Orthanc]:
     with (tmp_path / "orthanc.log").open("wb") as log:
         process = subprocess.Popen([program, str(tmp_path / "orthanc.json")], stdout=log, stderr=log)
     try:
-        wait_until(lambda: not port_is_free(one.port) and not port_is_free(one.web), 60, "Orthanc listens")
+        wait_until(lambda: not port_is_free(one.port) and not port_is_free(one.web), 120, "Orthanc listens")
         yield one
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_orthanc_asks_the_node_for_commitment(node_process: NodeProcess, orthanc: Orthanc) -> None:
@@ -76,7 +76,7 @@ def test_orthanc_asks_the_node_for_commitment(node_process: NodeProcess, orthanc
         "/modalities/node/storage-commitment",
         {"DicomInstances": [*({"SOPClassUID": a, "SOPInstanceUID": b} for a, b in pairs_of(sets))]},
     )
-    wait_until(lambda: orthanc.get(answer["Path"])["Status"] != "Pending", 30, "the report reaches Orthanc")
+    wait_until(lambda: orthanc.get(answer["Path"])["Status"] != "Pending", 120, "the report reaches Orthanc")
     report = orthanc.get(answer["Path"])
     assert (report["Status"], report["RemoteAET"]) == ("Success", AE_TITLE)
     assert {item["SOPInstanceUID"] for item in report["Success"]} == {str(dataset.SOPInstanceUID) for dataset in sets}
@@ -89,7 +89,7 @@ def test_the_node_asks_orthanc_for_commitment(node_process: NodeProcess, orthanc
     pairs = pairs_of(sets)
     node_process.python(f"from pacs_node.dimse.commitment import ask\nask('ORTHANC', {pairs!r})")
     query = "SELECT status, result FROM dimse_commitment WHERE role = 'scu' AND ae_title = 'ORTHANC'"
-    wait_until(lambda: node_process.sql(query)[0][0] == "done", 40, "the answer of Orthanc")
+    wait_until(lambda: node_process.sql(query)[0][0] == "done", 120, "the answer of Orthanc")
     result = node_process.sql(query)[0][1]
     result = json.loads(result) if isinstance(result, str) else result
     assert result == {"committed": [list(pairs[0])], "failed": [[*pairs[1], 0x0112]]}

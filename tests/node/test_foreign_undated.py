@@ -111,7 +111,7 @@ def test_a_wide_question_that_is_not_answered_in_time_costs_the_dated_studies_no
         return matching(query, [today])
 
     with quirky(judge) as (port, _):
-        look = polled(quirky_source(port, timeout_seconds=5))
+        look = polled(quirky_source(port, timeout_seconds=60))
     assert set(look.studies) == {today.StudyInstanceUID}
     assert polling.UNDATED_UNSEEN in look.quirks
     assert ForeignStudy.objects.get().missed == 0
