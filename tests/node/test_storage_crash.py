@@ -41,10 +41,10 @@ def test_kill_in_a_loop_loses_nothing_acknowledged_and_verify_explains_the_rest(
         command = ["storescu", "-v", "-aet", "MODALITY", "-aec", "TESTNODE", "127.0.0.1", str(node.dicom_port)]
         sender = subprocess.Popen([*command, *map(str, files)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         there = len(certain) + 3
-        wait_until(lambda: len(list(node.storage.rglob("*.dcm"))) > there, 60, "images come in")  # noqa: B023
+        wait_until(lambda: len(list(node.storage.rglob("*.dcm"))) > there, 120, "images come in")  # noqa: B023
         time.sleep(dice.uniform(0.02, 0.4))  # a moment nobody chose
         node.kill()
-        said, _ = sender.communicate(timeout=60)
+        said, _ = sender.communicate(timeout=120)
         certain |= {uids[path] for path in acknowledged(said)}
     done = node.command("verify", "--once", "--settled", "0", check=False)
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_kill_in_a_loop_loses_nothing_acknowledged_and_verify_explains_the_rest(
 def test_the_gateway_process_verifies_in_the_background_and_goes_on_after_a_kill(
     make_node: Callable[..., NodeProcess], tmp_path: Path
 ) -> None:
-    node = make_node(start=False, REGIS_NODE_VERIFY_PACE="0.3")
+    node = make_node(start=False, REGIS_NODE_VERIFY_PACE="0.1")
     for number in range(6):
         write_all(ct_series(4, study=Study(), size=128), tmp_path / str(number))
     node.command("import", str(tmp_path))
@@ -78,18 +78,18 @@ def test_the_gateway_process_verifies_in_the_background_and_goes_on_after_a_kill
 
     first = gateway()
     try:
-        wait_until(lambda: bool(round_()[0]), 60, "a study is verified")
+        wait_until(lambda: bool(round_()[0]), 120, "a study is verified")
     finally:
         first.kill()
-        first.wait(10)
+        first.wait(60)
     after, files, finished = round_()
     assert (bool(after), finished) == (True, None)
     second = gateway()
     try:
-        wait_until(lambda: round_()[2] is not None, 60, "the round ends")
+        wait_until(lambda: round_()[2] is not None, 120, "the round ends")
     finally:
         second.kill()
-        second.wait(10)
+        second.wait(60)
     assert files < 24
     assert 24 <= round_()[1] <= 28  # what was read twice is at most the study that the kill cut short
 

@@ -145,11 +145,8 @@ def test_a_walk_keeps_to_its_pace(filled: tuple[NodeProcess, Study]) -> None:
     node, study = filled
     size = sum(path.stat().st_size for path in node.files(study.study_instance_uid))
     began = time.monotonic()
-    verify(node)
-    quick = time.monotonic() - began
-    began = time.monotonic()
-    verify(node, "--pace", str(size / 1e6 / 3))
-    assert time.monotonic() - began > max(2.0, quick)
+    verify(node, "--pace", str(size / 1e6 / 8))
+    assert time.monotonic() - began > 5.0, "eight seconds for all of them"
 
 
 def test_a_round_goes_on_where_it_was_after_a_restart(filled: tuple[NodeProcess, Study]) -> None:
