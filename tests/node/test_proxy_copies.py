@@ -140,7 +140,8 @@ def test_destinations_that_hang_or_refuse_and_files_that_are_spoilt_hold_up_nobo
         path.write_bytes(part10(ct_series(1)[0]))
         try:
             assert dcmtk("storescu", proxy.port, path).returncode == 0
-            wait_until(lambda: len(there.received()) == 1, 60, "who takes it has it")
+            wait_until(lambda: proxy.counts().get("forwarded:VIEWER") == 1, 120, "who takes it has it")
+            assert len(there.received()) == 1
             assert [one.name for one in (spoilt.parents[1] / "failed" / "VIEWER").iterdir()] == ["0-1-2-aa.dcm"]
             wait_until(lambda: "association-rejected" in _why(proxy, "A_REFUSES"), 60, "it is said why it waits")
             wait_until(lambda: _why(proxy, "A_HANGS") != "", 90, "and that the other does not answer")

@@ -64,6 +64,12 @@ def _a_loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+def told(proxy: Proxy) -> tuple[str, str]:
+    """What is said of its rules, and which are used."""
+    rules = journal.read_state(proxy.state_folder)["rules"]
+    return rules["state"], rules["using"]
+
+
 @pytest.mark.parametrize("spoil", [_removed, _a_folder, _not_utf8, _a_loop])
 def test_rules_that_cannot_be_read_any_more_stay_in_force(proxy: Proxy, old: Store, tmp_path: Path, spoil: Any) -> None:
     proxy.rules = COERCE
@@ -75,8 +81,7 @@ def test_rules_that_cannot_be_read_any_more_stay_in_force(proxy: Proxy, old: Sto
     (received,) = old.received()
     assert received.InstitutionName == "Hospital"
     wait_until(lambda: len(proxy.waiting()) == 1, 60, "the copy is made")
-    told = journal.read_state(proxy.state_folder)["rules"]
-    assert (told["state"], told["using"]) == ("broken", "the rules before it")
+    wait_until(lambda: told(proxy) == ("broken", "the rules before it"), 60, "the page is told")
 
 
 def test_an_old_pacs_that_restarts_is_reached_again_at_once(tmp_path: Path) -> None:

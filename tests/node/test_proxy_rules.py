@@ -230,7 +230,7 @@ def test_the_node_takes_in_what_was_tapped_once_whatever_is_killed_when(
 
 
 def test_what_was_not_copied_is_fetched_from_the_old_pacs(
-    proxy: Proxy, pacs: Orthanc, tmp_path: Path, node_process: NodeProcess
+    proxy: Proxy, pacs: Orthanc, tmp_path: Path, node_process: NodeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Named instances, and a time in which there was no worker at all."""
     proxy.folder = node_process.data_dir / "catching-up"
@@ -245,10 +245,8 @@ def test_what_was_not_copied_is_fetched_from_the_old_pacs(
     proxy.worker = ["/bin/false"]
     proxy.start()
     assert dcmtk("storescu", proxy.port, *write(tmp_path / "blind", *blind)).returncode == 0
-    node_process.settings |= {
-        "REGIS_NODE_PROXY_PACS_HOST": "127.0.0.1",
-        "REGIS_NODE_PROXY_PACS_PORT": str(pacs.port),
-    }
+    monkeypatch.setitem(node_process.settings, "REGIS_NODE_PROXY_PACS_HOST", "127.0.0.1")
+    monkeypatch.setitem(node_process.settings, "REGIS_NODE_PROXY_PACS_PORT", str(pacs.port))
     shutil.rmtree(node_process.data_dir / "proxy", ignore_errors=True)
     (node_process.data_dir / "proxy").symlink_to(proxy.state_folder)
     done = node_process.command("proxy", "fetch", "OLDPACS", check=False)
