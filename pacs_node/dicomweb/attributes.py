@@ -174,7 +174,15 @@ class Writer:
             head = f'"{tag}":{{"vr":"{vr}","Value":['
             return lambda row, _: f"{head}{v}]}}" if (v := row.values[position]) is not None else element(tag, vr, "")
         if vr == "PN":
-            return lambda row, _: element(tag, vr, row.values[position])
+            alphabetic = f'"{tag}":{{"vr":"PN","Value":[{{"Alphabetic":'
+
+            def name(row: Row, _counts: Counts) -> str:
+                value = row.values[position]
+                if not value or "=" in value or "\\" in value:
+                    return element(tag, vr, value)
+                return f"{alphabetic}{encode_basestring(value)}}}]}}"
+
+            return name
         is_silent = tag == k.TIMEZONE and tag not in self._fields  # without being asked for, only where it is known
         start, empty = f'"{tag}":{{"vr":"{vr}","Value":[', "" if is_silent else element(tag, vr, "")
 

@@ -181,6 +181,8 @@ def _ways(column: str, matcher: NameMatch, path: Path) -> list[Q]:
 def _spelt(path: str, patterns: tuple[str, ...]) -> Q:
     """Text that fits one of the patterns, within the range that they share."""
     found = _any(wildcard(path, pattern) for pattern in patterns)
+    if len(patterns) == 1 and _WILD.split(patterns[0], maxsplit=1)[0]:
+        return found  # its own range is all there is to share; twice, each row would be compared twice
     start = _shared_start([_WILD.split(pattern, maxsplit=1)[0] for pattern in patterns])
     shared = Q(**{f"{path}__gt": ""}) if not start else Q(**{f"{path}__gte": start})
     after = _after(start)

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import connection
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
+from django.db.models import BooleanField, Exists, F, Func, Model, OuterRef, Q, QuerySet
 
 from pacs_node.config import config
 from pacs_node.study_index import keys as k
@@ -51,12 +52,20 @@ _ORDER: Final[dict[Level, tuple[str, ...]]] = {
     "IMAGE": ("pk",),
 }
 """The order in which everything can be read by an index."""
+_STUDY_ORDER: Final = ("study_date", "study_time", "id")
+"""The columns of that of studies."""
 _ORDER_INSIDE: Final[dict[Level, tuple[str, ...]]] = {
     **_ORDER,
     "SERIES": ("study_id", "series_number", "pk"),
     "IMAGE": ("series__study_id", "series__series_number", "series_id", "instance_number", "pk"),
 }
 """The order of what a few studies hold."""
+_HELD_STUDY: Final = Func(
+    F("pk"),
+    template="EXISTS(SELECT 1 FROM study_index_series s WHERE s.study_id = %(expressions)s AND s.instances_count > 0)",
+    output_field=BooleanField(),
+)
+"""By hand: to have the ORM write this costs each search more than its rows cost the database."""
 _UNIQUE: Final = frozenset({"study_instance_uid", "series_instance_uid", "sop_instance_uid"})
 _NEARLY_UNIQUE: Final = frozenset({"patient_id", "accession_number"})
 
@@ -189,7 +198,7 @@ class _Reader:
             return HELD
         if self.level == "SERIES":
             return Q(instances_count__gt=0)
-        return Q(Exists(Series.objects.filter(study=OuterRef("pk"), instances_count__gt=0)))
+        return Q(_HELD_STUDY)
 
     def _of_study(self) -> Q:
         found, study = Q(), OuterRef(_STUDY_KEY[self.level])
@@ -253,13 +262,7 @@ class _Reader:
                 found = [row for way in ways for row in way.values_list(*self.order_columns)[: FEW + 1]]
                 keys = sorted(set(found), reverse=True)
                 return None if len(found) > FEW else [row[-1] for row in keys[:most]]
-        found_by = [(way.order_by()[: limit + 1].count(), way) for way in ways]
-        if sum(count for count, _ in found_by) > limit:
-            return None
-        order = [Unindexed(F(column)).desc() for column in self.order_columns]
-        first = [way.order_by(*order).values_list(*self.order_columns)[:most] for count, way in found_by if count]
-        keys = sorted({row for found in first for row in found}, reverse=True)
-        return [row[-1] for row in keys[:most]]
+        return _first(ways, most, limit)
 
     def by_key(self, keys: Sequence[int]) -> list[Row]:
         """These rows, in this order."""
@@ -295,6 +298,39 @@ class _Reader:
             found |= same & Q(**{f"{name}__{beyond}": value})
             same &= Q(**{name: value})
         return Q(**{f"{names[0]}__{beyond}e": self.last[0]}) & found
+
+
+def _first(ways: list[QuerySet[Any]], most: int, limit: int) -> list[int] | None:
+    """The keys of the first ``most`` studies that these ways find; None when all of them find more than ``limit``.
+
+    By hand: each way is compiled once for both questions, and whether there are too many is one probe of the indexes.
+    """
+    wheres: list[str] = []
+    values: list[list[Any]] = []
+    for way in ways:
+        try:
+            where, params = way.query.get_compiler(connection=connection).compile(way.query.where)
+        except EmptyResultSet:
+            continue
+        except FullResultSet:
+            return None
+        wheres.append(where)
+        values.append(list(params))
+    if not wheres:
+        return []
+    table, free = Study._meta.db_table, "+" if connection.vendor == "sqlite" else ""  # as Unindexed
+    columns, order = ", ".join(_STUDY_ORDER), ", ".join(f"{free}{column} DESC" for column in _STUDY_ORDER)
+    probe = " UNION ALL ".join(f"SELECT 1 FROM {table} WHERE {where}" for where in wheres)  # noqa: S608  our own model
+    pages = " UNION ALL ".join(
+        f"SELECT * FROM (SELECT {columns} FROM {table} WHERE {where} ORDER BY {order} LIMIT %s) AS way"  # noqa: S608
+        for where in wheres
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(f"{probe} LIMIT 1 OFFSET %s", [*chain(*values), limit])
+        if cursor.fetchone():
+            return None
+        cursor.execute(pages, [value for params in values for value in (*params, most)])
+        return [row[-1] for row in sorted(set(cursor.fetchall()), reverse=True)[:most]]
 
 
 @dataclass

@@ -39,7 +39,10 @@ TIME_KEY = st.sampled_from(
 )
 ZONE = st.sampled_from(["", "+0300", "-0500", "+0530", "+9900", "Z"])
 ZONE_KEY = st.sampled_from(["", "+0300", "-0800", "+0000", "+1245"])
-WAYS = {"by few rows": {}, "in the order of an index": {"FEW": -1, "MANY": -1}}
+WAYS: dict[str, dict[str, object]] = {
+    "by few rows": {},
+    "in the order of an index": {"FEW": -1, "_first": lambda *_: None},
+}
 MANY_EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
