@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import BinaryIO, Final
 
 import structlog
@@ -62,6 +63,7 @@ def verify(after: str = "", *, settled_seconds: float = SETTLED_SECONDS) -> Step
 
     A file younger than ``settled_seconds`` that the index does not know is left to the process that brings it.
     """
+    began = timezone.now()
     for study in storage().study_instance_uids(after):
         yield from _study(study, settled_seconds)
         yield Step(study=study_key(study))
@@ -70,6 +72,8 @@ def verify(after: str = "", *, settled_seconds: float = SETTLED_SECONDS) -> Step
     for key in storage().strays():
         found(Finding.Kind.FOREIGN, key, "lies where no study belongs; import what is wanted of it, then take it away")
     _half_received()
+    if not after:
+        _close_unseen(began)
     yield Step()
 
 
@@ -281,6 +285,15 @@ def _half_received() -> None:
             found(Finding.Kind.ORPHAN, path, "half received when its process ended; nobody was answered for it")
             storage().remove(path)
             resolve(path, "removed")
+
+
+def _close_unseen(began: datetime) -> None:
+    """What a whole round did not find again is no more: a person took a file away, or deleted the instance.
+
+    A damaged copy is not looked at again before it is made anew, which closes its finding.
+    """
+    unseen = Finding.objects.filter(resolved_at=None, last_at__lt=began).exclude(kind=Finding.Kind.COPY)
+    unseen.update(resolved_at=timezone.now(), resolution="it is there no more")
 
 
 def found(kind: Finding.Kind, path: str, detail: str) -> Finding:

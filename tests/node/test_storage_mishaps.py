@@ -239,6 +239,13 @@ def test_what_a_hand_put_among_the_studies_is_named_and_stops_nobody(filled: tup
     )
     assert "cannot be read" in findings[-1][2]
     assert len(node.held(study.study_instance_uid)) == 4
+    shutil.rmtree(folder.with_name(f"{folder.name} (copy)"))
+    shutil.rmtree(studies / other / folder.name)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xcd\xe5.dcm")).unlink()
+    (folder / "unreadable.dcm").unlink()
+    assert node.command("verify", check=False).returncode == 1  # one is left
+    (studies / "zz").unlink()
+    assert node.command("verify").returncode == 0
 
 
 def test_a_damaged_line_of_a_journal_costs_a_reindex_no_more_than_itself(filled: tuple[NodeProcess, Study]) -> None:
