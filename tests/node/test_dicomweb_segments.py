@@ -55,6 +55,14 @@ def test_a_client_that_takes_nothing_in_is_given_up(ends: tuple[socket.socket, s
         long.truncate(256 << 20)  # more than any socket holds
     with pytest.raises(TimeoutError):
         send_segments(server, [FileRange(str(file), 0, 256 << 20)])
+    assert server.gettimeout() == 0.2  # as it was, whatever happened in between
+
+
+def test_a_client_that_takes_no_text_in_is_given_up_too(ends: tuple[socket.socket, socket.socket]) -> None:
+    server, _client = ends
+    server.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        send_segments(server, [bytes(64 << 20)])
 
 
 def test_a_file_that_became_shorter_ends_the_answer(ends: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
