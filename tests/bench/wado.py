@@ -146,16 +146,22 @@ def store(server: Server, instances: list[bytes]) -> None:
             answer.read()
 
 
-def check(server: Server, case: Case, path: str, count: int) -> int:
-    """Ask once, whether the answer is whole; its bytes."""
+def check(server: Server, case: Case, path: str, instances: list[bytes]) -> int:
+    """Ask once, whether the answer is whole, the series to its last byte; its length."""
+    count = len(instances)
     request = urllib.request.Request(server.root + path, headers={**server.headers, "Accept": case.accept})
     with urllib.request.urlopen(request) as answer:
-        body = answer.read()
-    if case.accept.startswith("application/dicom+json"):
+        body, kind = answer.read(), str(answer.headers["Content-Type"])
+    if case.name == "series":
+        boundary = kind.partition("boundary=")[2].partition(";")[0].strip('"').encode("ascii")
+        parts = [part.partition(b"\r\n\r\n")[2] for part in body.split(b"--" + boundary)[1:-1]]
+        if sorted(part.removesuffix(b"\r\n") for part in parts) != sorted(instances):
+            raise RuntimeError(f"{server.root}: not the series that was stored")
+    elif case.accept.startswith("application/dicom+json"):
         found = len(json.loads(body))
         if found != count:
             raise RuntimeError(f"{case.name}: {found} of {count} instances")
-    elif len(body) < 500_000 * (1 if case.per_instance else count):
+    elif len(body) < 500_000:
         raise RuntimeError(f"{case.name}: only {len(body)} bytes")
     return len(body)
 
@@ -211,8 +217,13 @@ def _rest(connection: socket.socket, body: bytes, length: int | None, chunked: b
     return total
 
 
-def measure(server: Server, case: Case, paths: list[str], seconds: float, connections: int) -> float:
-    """Answers, or megabytes, a second. Raises: RuntimeError when an answer was not whole or no 200."""
+def measure(
+    server: Server, case: Case, paths: list[str], seconds: float, connections: int, length: int | None = None
+) -> float:
+    """Answers, or megabytes, a second. Raises: RuntimeError when an answer was not whole or no 200.
+
+    ``length`` is that of each answer where megabytes are counted: some servers do not say it themselves.
+    """
     parts = urlsplit(server.root)
     address = (parts.hostname or "", parts.port or 0)
     headers = {"Host": parts.netloc, "Accept": case.accept, **server.headers}
@@ -230,6 +241,8 @@ def measure(server: Server, case: Case, paths: list[str], seconds: float, connec
     if any(client.exitcode for client in clients):
         raise RuntimeError(f"{case.name}: a client failed")
     found = [results.get() for _ in clients]
+    if case.unit == "MB/s" and length and any(octets != answers * length for answers, octets in found):
+        raise RuntimeError(f"{case.name}: answers of other lengths than {length} bytes")
     return sum(octets for _, octets in found) / took / 1e6 if case.unit == "MB/s" else sum(n for n, _ in found) / took
 
 
@@ -247,6 +260,7 @@ def run(count: int, runs: int, seconds: int, connections: int, only: str, scratc
         flush=True,
     )
     rates: dict[tuple[str, str], list[float]] = {}
+    lengths: dict[tuple[str, str], int] = {}
     peaks: dict[str, float] = {}
     with regis(_folder(scratch, "regis")) as ours, orthanc(_folder(scratch, "orthanc")) as theirs:
         servers = {"Regis node": ours, "Orthanc": theirs}
@@ -260,8 +274,8 @@ def run(count: int, runs: int, seconds: int, connections: int, only: str, scratc
                     paths = [f"{base}/instances/{uid}{case.path}" for uid in uids]
                 for name, server in servers.items():
                     if number == 0:
-                        check(server, case, paths[0], count)
-                    rate = measure(server, case, paths, seconds, connections)
+                        lengths[case.name, name] = check(server, case, paths[0], instances)
+                    rate = measure(server, case, paths, seconds, connections, lengths[case.name, name])
                     rates.setdefault((case.name, name), []).append(rate)
                     print(f"  run {number + 1}: {case.name}: {name} {rate:.0f} {case.unit}", flush=True)
         peaks = {name: server.peak_mb() for name, server in servers.items()}
