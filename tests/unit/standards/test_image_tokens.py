@@ -64,22 +64,19 @@ def forged(**replaced: object) -> str:
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, KEY, "EdDSA", headers={"kid": "k1"})
 
 
-@pytest.mark.parametrize(
-    "token",
-    [
-        "",
-        "a.b.c",
-        "ü.ü.ü",
-        forged(studies="1.2"),
-        forged(operations=None),
-        forged(exp=None),
-        forged(sub=None),
-        forged(iat=int(time.time()) + 600),
-    ],
-)
-def test_a_token_of_another_form_is_invalid(token: str) -> None:
+@pytest.mark.parametrize("token", ["", "a.b.c", "ü.ü.ü"])
+def test_what_is_no_token_is_invalid(token: str) -> None:
     with pytest.raises(PermanentError, match="token-invalid"):
         verify_image_token(token, KEYS, "node-a")
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [{"studies": "1.2"}, {"operations": None}, {"exp": None}, {"sub": None}, {"iat": int(time.time()) + 86_400}],
+)
+def test_a_token_of_another_form_is_invalid(replaced: dict[str, object]) -> None:
+    with pytest.raises(PermanentError, match="token-invalid"):
+        verify_image_token(forged(**replaced), KEYS, "node-a")
 
 
 def test_another_key_another_algorithm_and_changed_claims_are_invalid() -> None:
