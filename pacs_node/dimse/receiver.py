@@ -68,7 +68,8 @@ def _only_stores(association: Association) -> bool:
 
 def _run_receiver(association: Association) -> None:
     dul = association.dul
-    while dul.is_alive() and dul.state_machine.current_state == "Sta3":  # the acceptance is on its way out
+    # pynetdicom gives the request to this thread before its own goes from Sta2 to Sta3, and accepts in Sta3 only.
+    while dul.is_alive() and dul.state_machine.current_state in {"Sta2", "Sta3"}:
         time.sleep(0.001)
     dul.kill_dul()
     dul.join()
