@@ -9,6 +9,7 @@ from pynetdicom.fsm import StateMachine
 from deploy.processes import free_port
 from pacs_node.clinic.models import ApplicationEntity
 from pacs_node.config import NodeConfig, config
+from pacs_node.dimse import server as server_module
 from pacs_node.dimse.calling import Address, associate
 from pacs_node.dimse.server import DimseServer
 from standards import upper_layer
@@ -19,8 +20,9 @@ HELD_UP_SECONDS = 1.0
 
 
 @pytest.fixture
-def settings() -> Iterator[NodeConfig]:
-    """Of a server that runs in this process."""
+def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeConfig]:
+    """Of a server that runs in this process, which other tests share: pynetdicom's settings stay as they are."""
+    monkeypatch.setattr(server_module, "prepare_pynetdicom", lambda: None)
     ApplicationEntity.objects.create(ae_title="MODALITY")
     settings = NodeConfig(**{**config().model_dump(), "dicom_port": free_port(), "dicom_tls_port": 0})
     server = DimseServer(settings)
