@@ -20,8 +20,8 @@ _CHUNK: Final = 1 << 18
 _LEAST_ROUND_TRIP: Final = slice(148, 152)
 """Where ``tcp_info`` has ``tcpi_min_rtt``, in microseconds. Source: Linux, include/uapi/linux/tcp.h"""
 _NEAR_MICROSECONDS: Final = 2000
-_NEAR_BUFFER: Final = 1 << 17
-"""The kernel doubles it: enough for a gigabit a second within two milliseconds."""
+_NEAR_BUFFER: Final = 1 << 18
+"""The kernel doubles it: enough for two gigabits a second within two milliseconds."""
 _TIMEVAL: Final = struct.Struct("@ll")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
