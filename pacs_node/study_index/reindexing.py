@@ -71,6 +71,10 @@ class Journal:
                 journal.copied.pop(path, None)
         return journal
 
+    def came_back(self, path: str) -> bool:
+        """Whether its last word on the file at ``path`` is that it came, whatever the index says."""
+        return path in self.arrivals and path not in self.left
+
     def came(self, key: str) -> dict[str, dict[str, Any]]:
         """By digest, the first lines on arrivals under the name of the file at ``key``, whatever its encoding now."""
         lines = self.arrivals.get(as_received_key(key), [])
@@ -90,11 +94,12 @@ def reindex(report: Report | None = None) -> Iterator[Report]:
         keys = list(storage().keys_of_study(study_instance_uid))
         for key in keys:
             report.files += 1
-            left = journal.left.pop(key, None) is not None
+            came_back = journal.came_back(key)
+            journal.left.pop(key, None)
             try:
                 if bring_in(key, journal.came(key)):
                     added.append(key)
-                elif not left and journal.arrivals.get(key):
+                elif came_back:
                     _restore_return(key)
             except (PermanentError, OSError) as error:
                 log.error("stored-file-damaged", key=key, error=str(error))

@@ -193,7 +193,7 @@ def _half_released(instance: Instance, journal: Journal) -> None:
     """A file that was let go of by journal and index, and a crash kept its removal from being done."""
     if not Instance.objects.filter(pk=instance.pk, released_at__isnull=False).exists():
         return
-    if journal.arrivals.get(instance.path) and instance.path not in journal.left:
+    if journal.came_back(instance.path):
         found(Finding.Kind.ORPHAN, instance.path, "let go of by the index; the journal knows that it came back since")
         with transaction.atomic():
             mark_here(instance)
@@ -245,6 +245,7 @@ def _institution_copies(study: str) -> Steps:
     for instance in rows.select_related("series__study", "holding"):
         key = received_key(instance)
         if instance.holding.institution_verified_at is None and not store.exists(key):
+            yield Step()
             continue  # away, and its copies are elsewhere
         digest = hashlib.sha256()
         try:
