@@ -34,7 +34,7 @@ def hurry(study: Study, nodes: Iterable[Node]) -> None:
 
 def is_held(study: Study) -> bool:
     """Whether a person holds the study back, as this centre knows or as a node tells."""
-    return study.held_at is not None or study.deliveries.filter(told__held__contains=_BY_A_PERSON).exists()
+    return held_of(Study.objects.filter(pk=study.pk)).exists()
 
 
 def held_of(studies: QuerySet[Study]) -> QuerySet[Study]:
