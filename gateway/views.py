@@ -107,7 +107,10 @@ def _capped(parts: Iterator[bytes]) -> Iterator[bytes]:
         connection.close()  # it may be waiting for long
     throttle.carry(urgent=True)
     for part in parts:
-        yield from throttle.pieces(part, _GRAIN)
+        if throttle.bytes_per_second is None:  # nothing is gained by cutting it up
+            yield part
+        else:
+            yield from throttle.pieces(part, _GRAIN)
 
 
 def _encoded(file: BinaryIO) -> Iterator[bytes]:
