@@ -89,8 +89,9 @@ class Tally:
         failed, at_last = Tally(), Tally()
         failed.add(first)
         complete = at_last.add(again) and at_last.passed + at_last.failed == failed.failed
-        still = set(failures(again)) if complete else set(failures(first))
-        unsteady = [name for name in failures(first) if name not in still]
+        before = failures(first)
+        still = set(failures(again) if complete else before)
+        unsteady = [name for name in before if name not in still]
         self.passed += failed.passed + len(unsteady)
         self.failed += failed.failed - len(unsteady)
         self.skipped += failed.skipped
